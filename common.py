@@ -1,0 +1,310 @@
+"""各脚本共用的小工具：出错方式、文件、进度条、设备与精度、图。不依赖项目里的其他模块。"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+# ── 对人说话 ──────────────────────────────────────────────────────────
+
+
+class UserError(Exception):
+    """使用者能够自己解决的错误：消息写明错在哪里、保住了什么、怎样修好。"""
+
+
+def run(main) -> None:
+    """脚本入口：把 UserError 变成一条消息（退出码 1），Ctrl-C 退出码 130。"""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        code = main()
+    except UserError as error:
+        print(f"出错了：{error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("\n已中断。", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+def progress(total, desc: str, unit: str = "首", **options):
+    """带剩余时间的进度条（tqdm）；输出不是终端时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower().replace("-", "")
+    return tqdm(
+        total=total,
+        desc=desc,
+        unit=unit,
+        ascii=not encoding.startswith("utf"),
+        mininterval=10 if quiet else 0.2,
+        dynamic_ncols=True,
+        **options,
+    )
+
+
+def duration(seconds: float) -> str:
+    """秒数 → 人读的时长。"""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} 秒"
+    if seconds < 3600:
+        return f"{seconds // 60} 分 {seconds % 60} 秒"
+    return f"{seconds // 3600} 小时 {seconds % 3600 // 60} 分"
+
+
+# ── 文件 ──────────────────────────────────────────────────────────────
+
+
+def work_path(work_dir: str, name: str) -> Path:
+    """WORK_DIR 下的文件路径；目录没有就建。"""
+    folder = Path(work_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"WORK_DIR={work_dir} 不能用作目录：{error}") from error
+    return folder / name
+
+
+def find_input(path: str, work_dir: str) -> Path | None:
+    """输入文件先在当前目录找，再到 WORK_DIR 找；都没有时为 None。"""
+    for candidate in (Path(path), Path(work_dir) / path):
+        if path and candidate.exists():
+            return candidate
+    return None
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace；Windows 上目标正被占用时重试几秒。"""
+    for attempt in range(20):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == 19:
+                raise
+            time.sleep(0.2)
+
+
+def sync_folder(folder: Path) -> None:
+    """让改名落盘；Windows 不支持对目录 fsync，跳过。"""
+    if platform.system() == "Windows":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w"):
+    """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。"""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def keep_aside(path: Path) -> Path | None:
+    """把已有文件改成旁边一个没用过的名字（绝不覆盖），返回新名字；没有文件时为 None。"""
+    path = Path(path)
+    if not path.exists():
+        return None
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.stem}.old{number}{path.suffix}")
+        if not aside.exists():
+            replace(path, aside)
+            return aside
+        number += 1
+
+
+def read_json(path: Path):
+    """读 JSON；坏了就说明文件与位置。"""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"读不了 {path}：{error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} 第 {error.lineno} 行第 {error.colno} 列不是合法的 JSON：{error.msg}"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """目录所在磁盘的剩余字节数。"""
+    return shutil.disk_usage(folder).free
+
+
+# ── 设备、精度、编译：唯一做选择的地方 ────────────────────────────────
+
+
+def pick_device(name: str, local_rank: int = 0):
+    """DEVICE 配置 → torch.device；auto 依次试 CUDA、CPU。"""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            built = "装的是 CPU 版 PyTorch" if torch.version.cuda is None else "驱动或显卡不可用"
+            raise UserError(
+                f"DEVICE=cuda，但 CUDA 不可用（{built}）。\n"
+                "查看原因：python diagnose.py；先用 CPU：--DEVICE=cpu"
+            )
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"第 {local_rank} 号进程没有显卡可用：本机只有 {count} 张。\n"
+                f"请用 --nproc_per_node={count}，或 --DEVICE=cpu"
+            )
+        return torch.device("cuda", local_rank)
+    if name == "mps":
+        backend = getattr(torch.backends, "mps", None)
+        if backend is None or not backend.is_available():
+            raise UserError("DEVICE=mps，但这台机器没有可用的 MPS。请用 --DEVICE=cpu")
+    return torch.device(name)
+
+
+def native_bf16(device) -> bool:
+    """设备是否有 bf16 的硬件矩阵乘（模拟的不算）。"""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        probe = getattr(torch.cpu, name, None)
+        if probe is not None and probe():
+            return True
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+            text = file.read()
+            return "avx512_bf16" in text or "amx_bf16" in text
+    return False
+
+
+def pick_dtype(name: str, device):
+    """DTYPE 配置 → 计算精度；auto 绝不失败。"""
+    import torch
+
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if native_bf16(device) else "fp16"
+        else:
+            name = "bf16" if native_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+DTYPE_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+def dtype_name(dtype) -> str:
+    """torch.dtype → fp32 | bf16 | fp16。"""
+    return DTYPE_NAMES[str(dtype)]
+
+
+def autocast(device, dtype):
+    """fp32 时什么也不做，否则是 torch.autocast。"""
+    import torch
+
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def compiler_problem(device) -> str | None:
+    """torch.compile 用不了的原因；能用时为 None。"""
+    import torch
+
+    if not hasattr(torch, "compile"):
+        return "PyTorch 太旧"
+    if device.type == "mps":
+        return "MPS 上的编译还不成熟"
+    if device.type == "cuda":
+        import importlib.util
+
+        if importlib.util.find_spec("triton") is None:
+            return "没有 Triton（Windows 上常见）"
+        return None
+    names = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
+    if os.environ.get("CXX") and shutil.which(os.environ["CXX"]):
+        return None
+    if not any(shutil.which(name) for name in names):
+        return f"没有 C++ 编译器（{' 或 '.join(names)}）"
+    return None
+
+
+def pick_compile(name: str, device, long_enough: bool = True) -> tuple:
+    """COMPILE 配置 → (是否编译, 给人看的理由)；auto 绝不失败，on 用不了时报错。"""
+    problem = compiler_problem(device)
+    if name == "off":
+        return False, "COMPILE=off"
+    if name == "on":
+        if problem:
+            raise UserError(f"COMPILE=on，但用不了：{problem}。请用 --COMPILE=auto")
+        return True, "COMPILE=on"
+    if problem:
+        return False, problem
+    if not long_enough:
+        return False, "训练太短，编译不划算"
+    return True, "auto"
+
+
+# ── 图 ────────────────────────────────────────────────────────────────
+
+_CJK_FONTS = (
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+)
+_plot_state = {"warned": False, "chinese": False}
+
+
+def setup_plot():
+    """返回配好中文字体的 matplotlib.pyplot（Agg 后端）；没装 matplotlib 时说一次并返回 None。"""
+    try:
+        import matplotlib
+    except ImportError:
+        if not _plot_state["warned"]:
+            _plot_state["warned"] = True
+            print("没有安装 matplotlib，跳过画图（pip install matplotlib）。")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import font_manager, pyplot
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    chosen = [name for name in _CJK_FONTS if name in installed]
+    _plot_state["chinese"] = bool(chosen)
+    if chosen:
+        matplotlib.rcParams["font.sans-serif"] = [chosen[0], "DejaVu Sans"]
+        matplotlib.rcParams["axes.unicode_minus"] = False
+    return pyplot
+
+
+def plot_text(chinese: str, english: str) -> str:
+    """有中文字体时用中文，否则用英文，免得图上全是方框。"""
+    return chinese if _plot_state["chinese"] else english

@@ -1,0 +1,302 @@
+"""全局配置：改这里的值，或运行任何脚本时用 --名字=值 临时覆盖（--help 列出全部）。
+
+脚本在 main() 里先调用 config.load(__doc__)，再用 config.X 读取；库函数只收参数，不读本文件。
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import sys
+
+# ── 文件 ──────────────────────────────────────────────────────────────
+WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
+RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .jsonl .txt）
+DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
+CHECKPOINT = ""  # 推理、评测、导出用的模型；空 = best_model.bin，再找 checkpoint.bin
+TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
+
+# ── 特殊符号（编号依次为 0、1、2）─────────────────────────────────────
+PAD = "<|padding|>"  # 填充
+IM_START = "<|im_start|>"  # 一段话开始
+IM_END = "<|im_end|>"  # 一段话结束
+
+# ── 模型配置 ──────────────────────────────────────────────────────────
+VOCAB_SIZE = 20000  # 词表大小（训练分词器时的目标；模型用分词器的真实大小）
+MAX_SEQ_LEN = 512  # 最大序列长度（token）
+GPT_DIM = 256  # 模型维度
+GPT_HEAD = 8  # 注意力头数
+GPT_FF = 1024  # 前馈网络维度（SwiGLU 的隐藏宽度）
+GPT_BLOCKS = 6  # Transformer 层数
+ROPE_THETA = 10000.0  # 旋转位置编码的基数
+DROPOUT = 0.1  # 丢弃率；训练不满两三遍数据时 0 更好
+
+# ── 数据配置 ──────────────────────────────────────────────────────────
+MIN_CHARS = 10  # 清洗：正文少于这么多字的诗丢弃
+NEAR_COPY = 0.8  # 清洗：片段重合度（Jaccard）达到此值算近似重复
+VAL_SHARE = 0.02  # 验证集占比（至少一首）；0 = 直接在训练诗上验证
+SEED = 42  # 随机种子：划分、提示词、训练顺序、dropout 都由它决定
+PROMPT_SHARES = (  # train_dataset_all.py 的提示词比例（相对值）
+    "title=30,title_author=12,author=6,first_line=12,theme=14,plain=6,lines=8,length=6,acrostic=6"
+)
+PROMPTS_PER_POEM = 2  # train_dataset_all.py：每首诗配几种提示词
+
+# ── 训练配置 ──────────────────────────────────────────────────────────
+TRAIN_ITER = 50000  # 训练迭代次数；一次迭代 = 一个微批次
+BATCH_SIZE = 8  # 批次大小：一个微批次填满 BATCH_SIZE × MAX_SEQ_LEN 个 token
+ACCUM_STEPS = 8  # 梯度累积：几次迭代更新一次权重
+LEARNING_RATE = 0.003  # AdamW 学习率（词嵌入与归一化权重；OPTIMIZER=adamw 时用于全部）
+MUON_LR = 0.01  # Muon 学习率（矩阵权重）
+WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
+DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
+OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
+WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）
+GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
+SAVE_EVERY = 1000  # 每多少次迭代保存检查点
+EVAL_EVERY = 1000  # 每多少次迭代验证一次
+SAMPLE_EVERY = 1000  # 每多少次迭代写一首示例诗
+EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提前结束
+MAX_BAD_STEPS = 20  # 连续多少次更新出现非有限值就停下
+GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
+RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
+
+# ── 设备 ──────────────────────────────────────────────────────────────
+DEVICE = "auto"  # auto | cpu | cuda | mps
+DTYPE = "auto"  # auto | fp32 | bf16 | fp16
+COMPILE = "auto"  # torch.compile：auto | on | off
+DIST_TIMEOUT = 5.0  # 分布式：等待其他进程多少分钟后放弃
+
+# ── 推理配置 ──────────────────────────────────────────────────────────
+TEMPERATURE = 0.7  # 温度参数；0 = 每步取概率最大的 token
+TOP_K = 20  # Top-K 采样；0 = 不限
+TOP_P = 1.0  # Top-P（核）采样；1 = 不限
+MIN_P = 0.0  # Min-P 采样；0 = 不限
+REPETITION_PENALTY = 1.4  # 重复惩罚；1 = 不惩罚
+NO_REPEAT_NGRAM = 0  # 禁止重复的 n 元组长度；0 = 不禁止
+MAX_NEW_TOKENS = 400  # 一首诗最多生成多少 token
+CONTEXT = "stop"  # 写满 MAX_SEQ_LEN 时：stop 停下 | slide 丢掉最早的部分继续
+
+# ── 服务、导出、测速 ──────────────────────────────────────────────────
+HOST = "127.0.0.1"  # serve.py 监听地址；不是本机回环时必须设置 API_KEY
+PORT = 8000  # serve.py 端口
+API_KEY = ""  # serve.py 的密钥；空 = 不要求
+MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
+FORMAT = "hf"  # export.py：hf | gguf
+OUT = ""  # 导出、量化的输出位置；空 = 默认名字
+SECONDS = 600.0  # benchmark.py learn 的训练秒数
+
+# ── 以下是覆盖与检查的机制，一般不用改 ────────────────────────────────
+
+_CHOICES = {
+    "OPTIMIZER": ("muon", "adamw"),
+    "GRAD_CHECKPOINT": ("on", "off"),
+    "RESUME": ("on", "off"),
+    "DEVICE": ("auto", "cpu", "cuda", "mps"),
+    "DTYPE": ("auto", "fp32", "bf16", "fp16"),
+    "COMPILE": ("auto", "on", "off"),
+    "CONTEXT": ("stop", "slide"),
+    "FORMAT": ("hf", "gguf", "checkpoint"),
+}
+# 名字: (下限, 上限, 下限本身是否允许)
+_RANGES = {
+    "VOCAB_SIZE": (259, 1 << 24, True),
+    "MAX_SEQ_LEN": (16, 1 << 20, True),
+    "GPT_DIM": (1, 1 << 16, True),
+    "GPT_HEAD": (1, 1 << 12, True),
+    "GPT_FF": (1, 1 << 18, True),
+    "GPT_BLOCKS": (1, 1 << 10, True),
+    "ROPE_THETA": (1.0, math.inf, False),
+    "DROPOUT": (0.0, 0.9, True),
+    "MIN_CHARS": (1, 1 << 20, True),
+    "NEAR_COPY": (0.1, 1.0, True),
+    "VAL_SHARE": (0.0, 0.5, True),
+    "SEED": (0, (1 << 62), True),
+    "PROMPTS_PER_POEM": (1, 9, True),
+    "TRAIN_ITER": (1, 1 << 40, True),
+    "BATCH_SIZE": (1, 1 << 20, True),
+    "ACCUM_STEPS": (1, 1 << 20, True),
+    "LEARNING_RATE": (0.0, 1.0, False),
+    "MUON_LR": (0.0, 1.0, False),
+    "WARMUP_STEPS": (0, 1 << 40, True),
+    "DECAY_SHARE": (0.0, 1.0, True),
+    "WEIGHT_DECAY": (0.0, 10.0, True),
+    "GRAD_CLIP": (0.0, math.inf, True),
+    "SAVE_EVERY": (1, 1 << 40, True),
+    "EVAL_EVERY": (1, 1 << 40, True),
+    "SAMPLE_EVERY": (1, 1 << 40, True),
+    "EARLY_STOP": (0, 1 << 40, True),
+    "MAX_BAD_STEPS": (1, 1 << 40, True),
+    "DIST_TIMEOUT": (0.0, 1e6, False),
+    "TEMPERATURE": (0.0, 10.0, True),
+    "TOP_K": (0, 1 << 24, True),
+    "TOP_P": (0.0, 1.0, False),
+    "MIN_P": (0.0, 1.0, True),
+    "REPETITION_PENALTY": (0.1, 10.0, True),
+    "NO_REPEAT_NGRAM": (0, 1 << 16, True),
+    "MAX_NEW_TOKENS": (1, 1 << 20, True),
+    "PORT": (1, 65535, True),
+    "MAX_CONCURRENT": (1, 1 << 16, True),
+    "SECONDS": (0.0, math.inf, False),
+}
+
+
+def names() -> list:
+    """所有可覆盖的常量名，按文件中的顺序。"""
+    return [name for name in globals() if name.isupper() and not name.startswith("_")]
+
+
+def values() -> dict:
+    """当前全部常量：名字 → 值。"""
+    return {name: globals()[name] for name in names()}
+
+
+def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> list:
+    """解析命令行覆盖并检查全部常量；出错时打印一条中文消息并以 2 退出。
+
+    doc: 脚本的说明，--help 时显示；argv: 默认 sys.argv[1:]；
+    positional: 允许的位置参数（名字, 可选值）的元组，可选值为空元组表示任意。
+    返回位置参数的列表（没有给的为缺）。
+    """
+    for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(_help(doc or "", positional))
+        sys.exit(0)
+    given, rest, problems = _parse(argv)
+    for name, text in given:
+        value, problem = _convert(name, text)
+        if problem:
+            problems.append(problem)
+        else:
+            globals()[name] = value
+    problems += _check_positional(rest, positional)
+    problems += check()
+    if problems:
+        _quit(problems)
+    return rest
+
+
+def check() -> list:
+    """当前常量的全部问题（中文句子的列表）；没有问题时为空。"""
+    wrong = {name: _value_problem(name) for name in names()}
+    problems = [problem for problem in wrong.values() if problem]
+    if not (wrong["GPT_DIM"] or wrong["GPT_HEAD"]):
+        if GPT_DIM % GPT_HEAD:
+            problems.append(f"GPT_DIM={GPT_DIM} 必须能被 GPT_HEAD={GPT_HEAD} 整除")
+        elif GPT_DIM // GPT_HEAD % 2:
+            problems.append(f"GPT_DIM/GPT_HEAD={GPT_DIM // GPT_HEAD} 必须是偶数（旋转位置成对）")
+    if len({PAD, IM_START, IM_END}) < 3 or not all((PAD, IM_START, IM_END)):
+        problems.append("PAD、IM_START、IM_END 必须是三个不同的非空字符串")
+    if not WORK_DIR:
+        problems.append("WORK_DIR 不能为空；当前目录请写 .")
+    return problems
+
+
+def _value_problem(name):
+    value = globals()[name]
+    if name in _RANGES:
+        return _range_problem(name, *_RANGES[name])
+    if not isinstance(value, str):
+        return f"{name}={value!r} 应当是字符串"
+    if name in _CHOICES and value not in _CHOICES[name]:
+        return f"{name}={value!r} 不在可选值里：{' | '.join(_CHOICES[name])}"
+    return None
+
+
+def _range_problem(name, low, high, closed):
+    value = globals()[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{name}={value!r} 应当是数"
+    if isinstance(low, int) and not isinstance(value, int):
+        return f"{name}={value!r} 应当是整数"
+    above = value >= low if closed else value > low
+    if above and value <= high:  # NaN 也在这里被挡住
+        return None
+    bracket = "≥" if closed else ">"
+    return f"{name}={value} 超出范围：应当 {bracket} {low}" + (
+        f" 且 ≤ {high}" if high < 1 << 20 else ""
+    )
+
+
+def _parse(argv):
+    """argv → ([(名字, 文本)], 位置参数, 问题)。"""
+    given, rest, problems = [], [], []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            rest.append(word)
+            continue
+        key, equals, text = word[2:].partition("=")
+        name = key.replace("-", "_").upper()
+        if name not in names():
+            problems.append(_unknown(key))
+            if not equals and words and not words[0].startswith("--"):
+                words.pop(0)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                problems.append(f"--{name} 后面缺少值，写成 --{name}=值")
+                continue
+            text = words.pop(0)
+        given.append((name, text))
+    return given, rest, problems
+
+
+def _unknown(key):
+    near = difflib.get_close_matches(key.upper(), names(), n=1, cutoff=0.0)
+    return f"没有名为 {key} 的配置；最接近的是 --{near[0]}（--help 列出全部）"
+
+
+_DEFAULT_TYPES = {name: type(globals()[name]) for name in names()}
+
+
+def _convert(name, text):
+    kind = _DEFAULT_TYPES[name]
+    if kind is str:
+        return text, None
+    try:
+        return (int(text.replace("_", "")) if kind is int else float(text)), None
+    except ValueError:
+        want = "整数" if kind is int else "数"
+        return None, f"{name}={text!r} 应当是{want}，例如 --{name}={globals()[name]}"
+
+
+def _check_positional(rest, positional):
+    problems = []
+    for index, word in enumerate(rest):
+        if index >= len(positional):
+            problems.append(f"多余的参数 {word!r}；配置请写成 --名字=值")
+            continue
+        label, allowed = positional[index]
+        if allowed and word not in allowed:
+            problems.append(f"{label} {word!r} 不认识；可选：{' | '.join(allowed)}")
+    return problems
+
+
+def _help(doc, positional):
+    script = os.path.basename(sys.argv[0] or "脚本.py")
+    words = "".join(f" [{'|'.join(allowed) or label}]" for label, allowed in positional)
+    rows = [doc.strip(), "", f"用法：python {script}{words} [--名字=值 …]", "", "可覆盖的配置："]
+    comments = _comments()
+    for name in names():
+        shown = f"--{name}={globals()[name]}"
+        rows.append(f"  {shown:<34} {comments.get(name, '')}")
+    return "\n".join(rows)
+
+
+def _comments():
+    """名字 → 本文件里写在同一行的中文注释。"""
+    with open(os.path.abspath(__file__), encoding="utf-8") as file:
+        found = re.findall(r"^([A-Z][A-Z_]+) = [^#\n]*#\s*(.+)$", file.read(), flags=re.M)
+    return dict(found)
+
+
+def _quit(problems):
+    lines = ["配置有误，什么都还没有做："] + [f"  · {problem}" for problem in problems]
+    print("\n".join(lines), file=sys.stderr)
+    sys.exit(2)
