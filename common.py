@@ -232,6 +232,20 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype)
 
 
+def autocast_dtype(device_type: str):
+    """此刻 autocast 的精度；没有开启时为 None。"""
+    import torch
+
+    if hasattr(torch, "get_autocast_dtype"):  # 2.4 起
+        enabled = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if enabled else None
+    if device_type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    if device_type == "cpu" and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    return None
+
+
 def compiler_problem(device) -> str | None:
     """torch.compile 用不了的原因；能用时为 None。"""
     import torch
