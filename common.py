@@ -106,16 +106,21 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w"):
-    """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。"""
+def atomic_write(path: Path, mode: str = "w", previous: Path | None = None):
+    """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。
+
+    给了 previous，原来的文件就改成这个名字留着。
+    """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(temporary, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            replace(path, previous)
         replace(temporary, path)
         sync_folder(path.parent)
     finally:

@@ -1,0 +1,131 @@
+"""把诗排成微批次：一行一首，一批里长度几乎相同，几乎没有填充。
+
+第 n 个微批次只由（种子、n）决定，与进程数、是否续训无关。
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class BatchPlan:
+    """全部轮次的微批次安排。
+
+    每轮把诗打乱后按长度稳定排序，从长到短切成批：行数 × 最长行 ≤ budget 个 token；
+    再打乱批的次序。各轮的切分点相同，所以每轮的微批次数不变。
+    """
+
+    def __init__(self, lengths: np.ndarray, budget: int, seed: int, shuffle: bool = True) -> None:
+        """lengths：(n,) 每个文档输入的 token 数；budget：一个微批次的 token 数上限。"""
+        self.lengths = np.asarray(lengths)
+        self.seed, self.shuffle = seed, shuffle
+        self.bounds = _cut(np.sort(self.lengths)[::-1], budget)
+        self.per_epoch = len(self.bounds) - 1
+        self._epoch, self._order, self._batches = -1, None, None
+
+    def documents(self, number: int) -> np.ndarray:
+        """第 number 个微批次（从 0 数，跨轮连续）的文档编号。"""
+        epoch, position = divmod(number, self.per_epoch)
+        if epoch != self._epoch:
+            self._arrange(epoch)
+        batch = self._batches[position]
+        return self._order[self.bounds[batch] : self.bounds[batch + 1]]
+
+    def _arrange(self, epoch: int) -> None:
+        rng = np.random.default_rng((self.seed, epoch))
+        count = len(self.lengths)
+        start = rng.permutation(count) if self.shuffle else np.arange(count)
+        self._order = start[np.argsort(-self.lengths[start], kind="stable")]
+        batches = np.arange(self.per_epoch)
+        self._batches = rng.permutation(batches) if self.shuffle else batches
+        self._epoch = epoch
+
+
+def _cut(descending: np.ndarray, budget: int) -> list:
+    """从长到短的长度 → 各批的边界。"""
+    bounds, start = [0], 0
+    while start < len(descending):
+        rows = max(1, budget // max(1, int(descending[start])))
+        start = min(start + rows, len(descending))
+        bounds.append(start)
+    return bounds
+
+
+@dataclass
+class Batch:
+    """一个微批次。inputs：(B, T) int64；targets：(B, T) int64，不训练的位置为 -1。"""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    tokens: int  # 不含填充的输入 token 数
+    trained: int  # 要训练的 token 数
+
+    def parts(self, count: int) -> list:
+        """按行分成至多 count 份 (inputs, where, labels)，每份都是 numpy 数组。"""
+        rows = -(-len(self.inputs) // count)
+        return [
+            _part(self.inputs[start : start + rows], self.targets[start : start + rows])
+            for start in range(0, len(self.inputs), rows)
+        ]
+
+
+def _part(inputs, targets):
+    flat = targets.reshape(-1)
+    where = np.flatnonzero(flat >= 0)
+    return inputs, where, flat[where]
+
+
+def assemble(documents: list, pad_id: int = 0) -> Batch:
+    """[(ids, mask), …] → Batch；输入是 ids[:-1]，目标是 ids[1:] 中 mask 为 1 的。"""
+    longest = max(len(ids) for ids, _ in documents) - 1
+    inputs = np.full((len(documents), longest), pad_id, dtype=np.int64)
+    targets = np.full((len(documents), longest), -1, dtype=np.int64)
+    for row, (ids, mask) in enumerate(documents):
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = np.where(mask[1:] != 0, ids[1:].astype(np.int64), -1)
+    tokens = sum(len(ids) - 1 for ids, _ in documents)
+    return Batch(inputs, targets, tokens, int((targets >= 0).sum()))
+
+
+class Prefetcher:
+    """后台线程提前准备好接下来的几个微批次；make(n) 给出第 n 个。"""
+
+    def __init__(self, make, numbers, depth: int = 4) -> None:
+        self._queue = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(make, numbers), daemon=True)
+        self._thread.start()
+
+    def _work(self, make, numbers):
+        try:
+            for number in numbers:
+                item = (number, make(number))
+                if not self._put(item):
+                    return
+        except Exception as error:  # 交给取数据的线程抛出
+            self._put((None, error))
+
+    def _put(self, item) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def get(self, number: int):
+        """第 number 个；必须按给定的次序取。"""
+        found, item = self._queue.get()
+        if found is None:
+            raise item
+        assert found == number, f"数据次序错乱：要 {number}，来的是 {found}"
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(timeout=5)

@@ -1,0 +1,215 @@
+"""检查点：唯一知道文件里有什么、怎样安全写入、怎样验证与重建的地方。
+
+文件是 torch.save 的普通类型（weights_only=True 可读），整个文件的 SHA-256 写在 zip 注释里：
+torch.load 不验 CRC，任何一位翻转都要在这里被发现。
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+import common
+from common import UserError
+from gpt import GPT, GPTConfig
+
+VERSION = 1
+NEWEST, PREVIOUS, BEST = "checkpoint.bin", "checkpoint.prev.bin", "best_model.bin"
+_SEAL = b"sha256:"
+_COMMENT = len(_SEAL) + 64
+_KEYS = ("version", "model_config", "weights", "tokenizer", "prompt_kinds", "config")
+
+
+class DamagedError(UserError):
+    """检查点文件不完整或被改动。"""
+
+
+# ── 写 ────────────────────────────────────────────────────────────────
+
+
+def weights_of(model: torch.nn.Module) -> dict:
+    """模型权重的 fp32 CPU 副本，名字不带任何包装前缀。"""
+    return {
+        name: value.detach().to("cpu", torch.float32).clone()
+        for name, value in model.state_dict().items()
+    }
+
+
+def save(path: Path, state: dict, keep_previous: bool = False) -> None:
+    """原子地写检查点；keep_previous 时旧文件留作 checkpoint.prev.bin。
+
+    磁盘满等写不下的情况抛 UserError，旧文件不动。
+    """
+    path = Path(path)
+    state = {"version": VERSION, "sealed": True, **state}
+    previous = path.with_name(PREVIOUS) if keep_previous else None
+    try:
+        with common.atomic_write(path, "w+b", previous=previous) as file:
+            torch.save(state, file)
+            _seal(file)
+    except (OSError, RuntimeError) as error:
+        need, free = _bytes_of(state) >> 20, common.free_bytes(path.parent) >> 20
+        raise UserError(
+            f"写不下检查点 {path}（约需 {need} MB，磁盘剩 {free} MB）：{error}\n"
+            "旧的检查点原样还在。请腾出空间，再运行同一条命令接着训练。"
+        ) from error
+
+
+def _seal(file) -> None:
+    """把此前全部内容的摘要写进 zip 结尾的注释（注释长度字段也算在内）。"""
+    file.seek(-2, io.SEEK_END)
+    if file.read(2) != b"\0\0":
+        raise RuntimeError("torch.save 的文件格式变了，无法写入摘要")
+    file.seek(-2, io.SEEK_END)
+    file.write(_COMMENT.to_bytes(2, "little"))
+    file.flush()
+    digest = _digest(file, file.tell())
+    file.seek(0, io.SEEK_END)
+    file.write(_SEAL + digest)
+
+
+def _digest(file, length: int) -> bytes:
+    """文件前 length 字节的 SHA-256（十六进制）。"""
+    file.seek(0)
+    total = hashlib.sha256()
+    while length > 0:
+        piece = file.read(min(length, 1 << 20))
+        if not piece:
+            break
+        total.update(piece)
+        length -= len(piece)
+    return total.hexdigest().encode()
+
+
+def _bytes_of(value) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_bytes_of(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(_bytes_of(item) for item in value)
+    return len(value) if isinstance(value, str) else 8
+
+
+# ── 读 ────────────────────────────────────────────────────────────────
+
+
+def load(path: Path) -> dict:
+    """验证并读入一个检查点；坏了抛 DamagedError，不是检查点或版本太新抛 UserError。"""
+    path = Path(path)
+    sealed = _verify(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"读不了 {path}：{error}") from error
+    except Exception as error:  # torch.load 对坏文件抛的种类很多，都意味着不能用
+        raise DamagedError(f"{path} 读不出来，不是完好的检查点。") from error
+    if not isinstance(state, dict) or any(key not in state for key in _KEYS):
+        raise UserError(f"{path} 不是本项目的检查点（缺少必要的内容）。")
+    if state["version"] > VERSION:
+        raise UserError(
+            f"{path} 的格式版本是 {state['version']}，这份代码只认到 {VERSION}；请更新代码。"
+        )
+    if state.get("sealed") and not sealed:
+        raise DamagedError(f"{path} 的校验摘要不见了，文件被截断或改动过。")
+    return state
+
+
+def _verify(path: Path) -> bool:
+    """文件完好；返回它是否带有整文件摘要。"""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - _COMMENT))
+            comment = file.read()
+            if comment.startswith(_SEAL):
+                if _digest(file, size - _COMMENT) != comment[len(_SEAL) :]:
+                    raise DamagedError(f"{path} 的内容与它的校验摘要不符，文件已损坏。")
+                return True
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise DamagedError(f"{path} 的校验和不符，文件已损坏。")
+    except FileNotFoundError as error:
+        raise UserError(f"没有找到 {path}。") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        raise DamagedError(f"{path} 不完整或已损坏。") from error
+    except OSError as error:
+        raise UserError(f"读不了 {path}：{error}") from error
+    return False
+
+
+def load_newest(work_dir: str) -> dict | None:
+    """WORK_DIR 里可以接着训练的检查点；最新的坏了就用上一个并警告，一个都没有时为 None。"""
+    newest = common.work_path(work_dir, NEWEST)
+    previous = newest.with_name(PREVIOUS)
+    if not newest.exists() and not previous.exists():
+        return None
+    try:
+        return load(newest)
+    except UserError as error:
+        if not previous.exists():
+            raise UserError(
+                f"{error}\n也没有 {PREVIOUS} 可用；文件原样保留。\n从头开始：加上 --RESUME=off"
+            ) from error
+        if newest.exists():
+            warnings.warn(f"{error} 改用上一个检查点 {PREVIOUS}。", stacklevel=2)
+        return load(previous)
+
+
+def find(work_dir: str, given: str = "") -> Path:
+    """要用来推理的模型文件：指定的，否则 best_model.bin，否则 checkpoint.bin。"""
+    if given:
+        path = common.find_input(given, work_dir)
+        if path is None:
+            raise UserError(f"没有找到模型 {given}（当前目录和 {work_dir} 里都没有）。")
+        return path
+    for name in (BEST, NEWEST, PREVIOUS):
+        path = Path(work_dir) / name
+        if path.exists():
+            return path
+    raise UserError(
+        f"{work_dir} 里还没有训练好的模型（{BEST}、{NEWEST} 都没有）。\n"
+        "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py"
+    )
+
+
+# ── 重建 ──────────────────────────────────────────────────────────────
+
+
+def tokenizer_of(state: dict):
+    """检查点自带的分词器。"""
+    from tokenizer import HFTokenizer
+
+    return HFTokenizer.from_json(state["tokenizer"])
+
+
+def rebuild(state: dict, device: str = "cpu") -> tuple:
+    """检查点 → (评估模式的 GPT, 分词器)；分词器与模型对不上时抛 UserError。"""
+    tokenizer = tokenizer_of(state)
+    config = GPTConfig(**state["model_config"])
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"检查点里的分词器有 {tokenizer.vocab_size} 个 token，"
+            f"模型却是 {config.vocab_size} 个；这个文件不能用。"
+        )
+    if state.get("quantized"):
+        import int8
+
+        model = int8.build(config, state)
+    else:
+        model = GPT(config)
+        load_weights(model, state["weights"])
+    return model.to(device).eval(), tokenizer
+
+
+def load_weights(model: torch.nn.Module, weights: dict) -> None:
+    """严格装入权重；形状或名字不符时抛 UserError。"""
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"检查点的权重与模型对不上：{error}") from error
