@@ -1,0 +1,327 @@
+"""OpenAI 形状的聊天接口：请求怎样读、回答怎样写。只处理数据，不碰网络与模型。
+
+每个问题单独成诗：取最后一条 user 消息为题，其余消息不读。
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+
+MODEL_ID = "base-gpt-modern-poem"
+MAX_QUESTION = 8000  # 题目最多多少字；再长的请求不必交给分词器
+MAX_CANDIDATES = 8
+MAX_STOPS = 4
+MAX_STOP_CHARS = 64
+
+
+class ApiError(Exception):
+    """要作为 OpenAI 形状的错误返回的问题；message 会原样给客户端看，不得含路径。"""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param=None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+
+def error_body(status: int, message: str, code: str | None = None, param=None) -> dict:
+    """OpenAI 的错误对象。"""
+    kinds = {429: "rate_limit_error", 401: "authentication_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def to_json(data) -> bytes:
+    """JSON 的 UTF-8 字节；< > & 一律转义，即使被当成 HTML 也只是文字。"""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text.encode("utf-8", "replace")  # 落单的代理字符变成 ?
+
+
+# ── 请求 ──────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Ask:
+    """读好的请求。options 是 chat() 的选项名 → 值，只含客户端给了的。"""
+
+    question: str
+    options: dict = field(default_factory=dict)
+    n: int = 1
+    stops: tuple = ()
+    stream: bool = False
+    include_usage: bool = False
+
+
+# 请求里的名字: (chat() 的选项名, 类型, 下限, 上限)
+_NUMBERS = {
+    "temperature": ("temperature", float, 0.0, 2.0),
+    "top_p": ("top_p", float, 0.0, 1.0),
+    "min_p": ("min_p", float, 0.0, 1.0),
+    "top_k": ("top_k", int, 0, 1 << 20),
+    "repetition_penalty": ("repetition_penalty", float, 0.1, 10.0),
+    "seed": ("seed", int, -(1 << 63), (1 << 64) - 1),
+    "max_tokens": ("max_new_tokens", int, 1, 1 << 31),
+    "max_completion_tokens": ("max_new_tokens", int, 1, 1 << 31),
+    "lines": ("lines", int, 1, 100),
+    "length": ("length", int, 1, 2000),
+}
+_TEXTS = {"author": 40, "first_line": 200, "acrostic": 64}
+# 做不到的参数：给了起作用的值就明说，而不是装作照办
+_UNSUPPORTED = {
+    "tools": "工具调用",
+    "functions": "函数调用",
+    "logprobs": "逐词概率",
+    "logit_bias": "词的偏置",
+    "presence_penalty": "presence_penalty（请用 repetition_penalty）",
+    "frequency_penalty": "frequency_penalty（请用 repetition_penalty）",
+    "audio": "音频",
+}
+_TOKEN_LIMIT = 4096  # 更大的 max_tokens 按此值；上下文长度另有限制
+
+
+def parse(raw: bytes) -> Ask:
+    """请求体 → Ask；不合规矩时 ApiError 说清是哪个字段。"""
+    body = _read_json(raw)
+    _check_supported(body)
+    ask = Ask(question=last_question(body.get("messages")))
+    ask.stream = _flag(body, "stream")
+    ask.n = _number(body, "n", int, 1, MAX_CANDIDATES) or 1
+    ask.stops = _stops(body.get("stop"))
+    stream_options = body.get("stream_options")
+    if stream_options is not None:
+        if not isinstance(stream_options, dict) or not ask.stream:
+            raise _wrong("stream_options", "只在 stream=true 时可用，应当是对象")
+        ask.include_usage = _flag(stream_options, "include_usage")
+    ask.options = _options(body)
+    model = body.get("model")
+    if model not in (None, "", MODEL_ID):
+        check_model(model)
+    return ask
+
+
+def check_model(model) -> None:
+    """只有一个模型；别的名字是 404。"""
+    if not isinstance(model, str):
+        raise _wrong("model", "应当是字符串")
+    if model != MODEL_ID:
+        message = f"没有名为 {model[:80]!r} 的模型；可用的是 {MODEL_ID}"
+        raise ApiError(404, message, "model_not_found", "model")
+
+
+def last_question(messages) -> str:
+    """最后一条 user 消息的文字。"""
+    if not isinstance(messages, list) or not messages:
+        raise _wrong("messages", "应当是非空的数组")
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _wrong(f"messages[{index}]", "应当是带 role 与 content 的对象")
+        if message["role"] == "user":
+            question = _content(message.get("content"), f"messages[{index}].content").strip()
+            if len(question) > MAX_QUESTION:
+                message = f"题目有 {len(question)} 字，最多 {MAX_QUESTION} 字"
+                raise ApiError(400, message, "context_length_exceeded", "messages")
+            return question
+    raise _wrong("messages", "里面没有 role 为 user 的消息")
+
+
+def _read_json(raw):
+    try:
+        body = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise ApiError(400, "请求体不是合法的 UTF-8 JSON", "invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "请求体应当是一个 JSON 对象", "invalid_json")
+    return body
+
+
+def _check_supported(body):
+    for name, label in _UNSUPPORTED.items():
+        if body.get(name):
+            raise ApiError(400, f"这个模型不支持{label}", "unsupported_parameter", name)
+    style = body.get("response_format")
+    if style is not None and (not isinstance(style, dict) or style.get("type") != "text"):
+        raise ApiError(400, "只能写成文字", "unsupported_parameter", "response_format")
+
+
+def _options(body):
+    options = {}
+    for name, (option, kind, low, high) in _NUMBERS.items():
+        value = _number(body, name, kind, low, high)
+        if value is not None:
+            options[option] = value
+    for name, limit in _TEXTS.items():
+        text = _text(body, name, limit)
+        if text:
+            options[name] = text
+    if body.get("rhyme") is not None and _flag(body, "rhyme"):
+        options["rhyme"] = True
+    if "seed" in options:
+        options["seed"] %= 1 << 62
+    if "top_p" in options:  # OpenAI 允许 0：只留概率最大的词
+        options["top_p"] = max(options["top_p"], 1e-6)
+    if "max_new_tokens" in options:
+        options["max_new_tokens"] = min(options["max_new_tokens"], _TOKEN_LIMIT)
+    return options
+
+
+def _number(body, name, kind, low, high):
+    value = body.get(name)
+    if value is None:
+        return None
+    right = isinstance(value, int) or (kind is float and isinstance(value, float))
+    if isinstance(value, bool) or not right:
+        raise _wrong(name, "应当是整数" if kind is int else "应当是数")
+    if not low <= value <= high:  # NaN 也在这里被挡住
+        raise _wrong(name, f"应当在 {low} 与 {high} 之间")
+    return kind(value)
+
+
+def _text(body, name, limit):
+    value = body.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _wrong(name, "应当是字符串")
+    if len(value) > limit:
+        raise _wrong(name, f"最多 {limit} 字")
+    return value.strip()
+
+
+def _flag(body, name):
+    value = body.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise _wrong(name, "应当是 true 或 false")
+    return value
+
+
+def _stops(value):
+    if value is None:
+        return ()
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS:
+        raise _wrong("stop", f"应当是字符串，或至多 {MAX_STOPS} 个字符串的数组")
+    for stop in stops:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise _wrong("stop", f"每个停止串应当有 1 到 {MAX_STOP_CHARS} 字")
+    return tuple(stops)
+
+
+def _content(content, name):
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
+        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
+            return "\n".join(texts)
+    raise _wrong(name, "应当是文字")
+
+
+def _wrong(name, problem):
+    return ApiError(400, f"{name} {problem}", "invalid_value", name)
+
+
+# ── 停止串 ────────────────────────────────────────────────────────────
+
+
+class StopFilter:
+    """在陆续到来的文字里找停止串；可能是停止串开头的尾巴先扣着不发。
+
+    >>> stop = StopFilter(("月亮",)); stop.feed("看月"), stop.feed("光"), stop.feed("月亮很")
+    ('看', '月光', '')
+    >>> stop.hit
+    True
+    """
+
+    def __init__(self, stops: tuple) -> None:
+        self.stops = stops
+        self.held = ""
+        self.hit = False
+
+    def feed(self, piece: str) -> str:
+        """可以发出去的文字。"""
+        if self.hit:
+            return ""
+        text = self.held + piece
+        found = [position for position in map(text.find, self.stops) if position >= 0]
+        if found:
+            self.hit, self.held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """生成结束后剩下的文字。"""
+        text, self.held = self.held, ""
+        return text
+
+
+def _overlap(text, stop):
+    """text 的结尾有多长恰是 stop 的开头。"""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+# ── 回答：唯一写出回答的地方 ──────────────────────────────────────────
+
+
+class Reply:
+    """一次回答的各种形状：整个的，或一块一块的。"""
+
+    def __init__(self, include_usage: bool = False) -> None:
+        self.head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": MODEL_ID,
+        }
+        self.include_usage = include_usage
+
+    def whole(self, poems: list, usage: dict) -> dict:
+        """poems: [(文字, finish_reason), …]"""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text},
+                "logprobs": None,
+                "finish_reason": reason,
+            }
+            for index, (text, reason) in enumerate(poems)
+        ]
+        return {**self.head, "object": "chat.completion", "choices": choices, "usage": usage}
+
+    def opening(self, index: int) -> dict:
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, text: str) -> dict:
+        return self._chunk(index, {"content": text})
+
+    def closing(self, index: int, reason: str) -> dict:
+        return self._chunk(index, {}, reason)
+
+    def totals(self, usage: dict) -> dict:
+        """流的最后一块：没有文字，只有用量。"""
+        return {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+    def _chunk(self, index, delta, reason=None):
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        chunk = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**chunk, "usage": None} if self.include_usage else chunk
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict:
+    """用量；同一题目的几个候选只算一次题目。"""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def model_card(created: int) -> dict:
+    return {"id": MODEL_ID, "object": "model", "created": created, "owned_by": "local"}

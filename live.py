@@ -1,0 +1,187 @@
+"""训练的现状：把 WORK_DIR 里的 train_log.csv、samples.txt、run_info.json 读成一份小 JSON。
+
+训练随时在写这些文件，所以写了一半的行跳过，文件不在就当还没有。
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+MAX_POINTS = 400  # 曲线最多给页面多少个点
+MAX_SAMPLES = 24
+MAX_SAMPLE_BYTES = 256 * 1024  # samples.txt 只读末尾这么多
+_QUIET_SECONDS = 120  # 至少静默这么久才算停了
+
+
+def status(work_dir: str, now: float | None = None) -> dict:
+    """训练页要的一切：曲线、示例、速度、剩余秒数。没有训练过时 state 为 none。"""
+    folder = Path(work_dir)
+    now = time.time() if now is None else now
+    rows = read_log(folder / "train_log.csv")
+    info = _read_info(folder / "run_info.json")
+    samples = read_samples(folder / "samples.txt")
+    if not rows:
+        started = bool(info) and _age(folder / "run_info.json", now) < 30 * 60
+        return {"state": "starting" if started else "none", "samples": samples}
+    last = rows[-1]
+    total = _number(info.get("train_iter"))
+    speed = _recent_speed(rows)
+    evaluated = [row for row in rows if row["val_bpc"] is not None]
+    best = min(evaluated, key=lambda row: row["val_bpc"], default=None)
+    return {
+        "state": _state(last, total, _age(folder / "train_log.csv", now), rows),
+        "iter": last["iter"],
+        "update": last["update"],
+        "total": total,
+        "loss": last["loss"],
+        "lr": last["lr"],
+        "tokens": last["tokens"],
+        "tokens_per_s": speed,
+        "seconds": last["seconds"],
+        "eta": _eta(rows, total),
+        "memory_mb": _number(info.get("memory_mb")),
+        "best": best and {"iter": best["iter"], "val_bpc": best["val_bpc"]},
+        "overfitting": _overfitting(evaluated),
+        "train": thin([[r["iter"], r["loss"]] for r in rows if r["loss"] is not None]),
+        "val": thin([[r["iter"], r["val_bpc"]] for r in evaluated]),
+        "rate": thin([[r["iter"], r["lr"]] for r in rows if r["lr"] is not None]),
+        "samples": samples,
+    }
+
+
+def read_log(path: Path) -> list:
+    """train_log.csv → 行的列表（名字 → 数或 None）；没有 iter 的行跳过，iter 倒退时只留新的。"""
+    names = ("iter", "update", "loss", "val_bpc", "lr", "tokens", "tokens_per_s", "seconds")
+    rows = []
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            for record in csv.DictReader(line.replace("\0", "") for line in file):
+                row = {name: _number(record.get(name)) for name in names}
+                if row["iter"] is None or row["seconds"] is None:  # 写了一半，或不是数据
+                    continue
+                while rows and rows[-1]["iter"] >= row["iter"]:
+                    rows.pop()
+                rows.append(row)
+    except (OSError, csv.Error):
+        return rows
+    return rows
+
+
+def read_samples(path: Path) -> list:
+    """samples.txt 末尾的示例诗，新的在前：[{"iter": int | None, "text": str}, …]"""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            start = max(0, file.tell() - MAX_SAMPLE_BYTES)
+            file.seek(start)
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return split_samples(text, complete=start == 0)[::-1][:MAX_SAMPLES]
+
+
+def split_samples(text: str, complete: bool = True) -> list:
+    """以 === 开头的标题行把示例分开；标题里的第一个整数是迭代次数。"""
+    samples = []
+    for line in text.splitlines():
+        if line.startswith("==="):
+            title = line.strip("= \t")
+            samples.append({"iter": _first_integer(title), "title": title, "lines": []})
+        elif samples:
+            samples[-1]["lines"].append(line)
+        elif complete and line.strip():
+            samples.append({"iter": None, "title": "", "lines": [line]})
+    return [
+        {"iter": s["iter"], "title": s["title"], "text": "\n".join(s["lines"]).strip()}
+        for s in samples
+        if any(line.strip() for line in s["lines"])
+    ]
+
+
+def thin(points: list, limit: int = MAX_POINTS) -> list:
+    """把 [[x, y], …] 变成至多 limit 个点：相邻的点取平均，最后一个点原样保留。"""
+    if len(points) <= limit:
+        return points
+    size = math.ceil((len(points) - 1) / (limit - 1))
+    groups = [points[i : i + size] for i in range(0, len(points) - 1, size)]
+    means = [[group[-1][0], sum(y for _, y in group) / len(group)] for group in groups]
+    return [*(point for point in means if point[0] < points[-1][0]), points[-1]]
+
+
+def _recent_speed(rows):
+    """最近二十次更新的 token/s（中位数，不受验证与保存的影响）。"""
+    recent = sorted(r["tokens_per_s"] for r in rows[-20:] if r["tokens_per_s"])
+    return recent[len(recent) // 2] if recent else None
+
+
+def _eta(rows, total):
+    """剩余秒数：按最近的迭代速度；不知道总数时为 None。"""
+    last = rows[-1]
+    if not total or last["iter"] >= total:
+        return 0 if total else None
+    first = rows[max(0, len(rows) - 200)]
+    if first is last:
+        first = {"iter": 0, "seconds": 0}
+    spent, done = last["seconds"] - first["seconds"], last["iter"] - first["iter"]
+    return round((total - last["iter"]) * spent / done) if spent > 0 and done > 0 else None
+
+
+def _state(last, total, age, rows):
+    if total and last["iter"] >= total:
+        return "done"
+    gaps = sorted(b["seconds"] - a["seconds"] for a, b in zip(rows[-21:], rows[-20:]))
+    slowest = gaps[-1] if gaps else 0
+    return "running" if age < max(_QUIET_SECONDS, 5 * slowest) else "stopped"
+
+
+def _overfitting(evaluated):
+    """验证损失的最低点之后已经又验证了三次以上、并高出 1 %：过拟合开始的迭代，否则 None。"""
+    if not evaluated:
+        return None
+    best = min(range(len(evaluated)), key=lambda i: evaluated[i]["val_bpc"])
+    later = evaluated[best + 1 :]
+    worse = len(later) >= 3 and later[-1]["val_bpc"] > 1.01 * evaluated[best]["val_bpc"]
+    return evaluated[best]["iter"] if worse else None
+
+
+def _read_info(path):
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _number(value):
+    """有限的数，整数值给 int；别的都是 None。"""
+    if isinstance(value, bool) or value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number
+
+
+def _first_integer(text):
+    digits = ""
+    for char in text:
+        if char.isascii() and char.isdigit():
+            digits += char
+        elif digits and char not in ",_":
+            break
+    return int(digits) if digits else None
+
+
+def _age(path, now):
+    try:
+        return now - path.stat().st_mtime
+    except OSError:
+        return math.inf
