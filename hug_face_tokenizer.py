@@ -1,0 +1,145 @@
+"""训练分词器（tokenizers 库）：WORK_DIR/all_poems.json → WORK_DIR/tokenizer_hug.json。
+
+在题目、作者、正文上训练字节级 BPE，词表大小 VOCAB_SIZE，特殊符号编号 0、1、2。
+先运行 data_clean.py；之后运行 train_dataset_one.py 或 train_dataset_all.py。
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Sequence
+
+from tokenizers import Tokenizer, trainers
+
+import common
+import config
+import records
+import tokenizer
+from tokenizer import BPETokenizer, HFTokenizer
+
+REPORT_BYTES = 8 << 20  # 小结最多看诗集里（均匀取的）这么多字节，免得久等
+
+
+def find_poems(work_dir: str) -> Path:
+    """WORK_DIR 里的 all_poems.json；没有时抛出 UserError。"""
+    path = Path(work_dir) / "all_poems.json"
+    if not path.is_file():
+        raise common.UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
+    return path
+
+
+def poem_texts(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[str]:
+    """逐首给出诗的题目、作者、正文；on_read(字节数) 供进度条用。
+
+    不是合法的 JSON 或缺少字段时抛出 UserError。
+    """
+    mend = "原文件没有动。\n请运行：python data_clean.py"
+    try:
+        for number, poem in enumerate(records.iter_records(path, on_read=on_read), 1):
+            texts = _texts_of(poem)
+            if texts is None:
+                raise common.UserError(
+                    f"{path} 的第 {number} 首诗不是"
+                    f' {{"title": 字符串, "para": [字符串…], "author": 字符串}}\n{mend}'
+                )
+            yield from texts
+    except ValueError as error:
+        raise common.UserError(f"{error}\n{mend}") from error
+
+
+def _texts_of(poem) -> list[str] | None:
+    """[题目, 作者, 正文]；记录不合格式时为 None。"""
+    if not isinstance(poem, dict) or not isinstance(poem.get("para"), list):
+        return None
+    texts = [poem.get("title"), poem.get("author"), *poem["para"]]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return [*texts[:2], "\n\n".join(texts[2:]).strip()]
+
+
+def training_texts(path: Path) -> Iterator[str]:
+    """poem_texts，带读文件的进度条；一首诗也没有时抛出 UserError。"""
+    found = 0
+    with common.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
+        for text in poem_texts(path, bar.update):
+            found += bool(text)
+            yield tokenizer.clean(text)
+    if not found:
+        raise common.UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
+
+
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    show_progress: bool = False,
+) -> HFTokenizer:
+    """用 tokenizers 的 BpeTrainer 训练；切词等设定与 BPETokenizer 的文件完全相同。"""
+    inner = Tokenizer.from_str(BPETokenizer(special_tokens).to_json())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=0,
+        special_tokens=list(special_tokens),
+        initial_alphabet=tokenizer.BYTE_CHARS,
+        show_progress=show_progress,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return HFTokenizer(inner)
+
+
+def special_tokens() -> list[str]:
+    """配置里的特殊符号，编号依次为 0、1、2；会与普通文字混淆时抛出 UserError。"""
+    tokens = [config.PAD, config.IM_START, config.IM_END]
+    try:
+        BPETokenizer(tokens)
+    except ValueError as error:
+        raise common.UserError(f"{error}\n请改 config.py 里的 PAD、IM_START、IM_END。") from error
+    return tokens
+
+
+def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
+    """写分词器文件；已有而内容不同的先改名留下。"""
+    text = made.to_json()
+    if path.is_file() and path.read_bytes() == text.encode("utf-8"):
+        print(f"与已有的 {path} 完全相同，没有改动。")
+        return
+    aside = common.keep_aside(path)
+    if aside:
+        print(f"原来的分词器改名为 {aside}；用它建的 dataset.bin 与模型都要重做才能配新的。")
+    with common.atomic_write(path) as file:
+        file.write(text)
+    print(f"已写入 {path}")
+
+
+def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) -> None:
+    """训练后的小结：词表、压缩率、切碎的字、最长的 token、用时。"""
+    every = poems.stat().st_size // REPORT_BYTES + 1
+    texts = (text for number, text in enumerate(poem_texts(poems)) if number // 3 % every == 0)
+    found = tokenizer.report(made, texts)
+    size = f"词表：{found['vocab_size']} 个 token"
+    if found["vocab_size"] < config.VOCAB_SIZE:
+        size += f"（不到 VOCAB_SIZE={config.VOCAB_SIZE}：诗太少，再没有可以合并的了）"
+    print(size)
+    sample = f"，取每 {every} 首中的 1 首" if every > 1 else ""
+    print(f"压缩：每个 token {found['chars_per_token']:.3f} 字（{found['chars']:,} 字{sample}）")
+    print(f"切碎的字：{found['split_char_share']:.2%}；没用到的 token：{found['unused_tokens']}")
+    print("最长的 token：" + " ".join(repr(text) for text in found["longest_tokens"][:6]))
+    print(f"用时：{common.duration(seconds)}")
+
+
+def main() -> None:
+    config.load(__doc__)
+    started = time.monotonic()
+    poems = find_poems(config.WORK_DIR)
+    tokens = special_tokens()
+    print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
+    made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
+    seconds = time.monotonic() - started
+    save(made, common.work_path(config.WORK_DIR, "tokenizer_hug.json"))
+    print_report(made, poems, seconds)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,62 @@
+"""训练自己的 BPE 分词器：WORK_DIR/all_poems.json → WORK_DIR/tokenizer_bpe.json。
+
+算法在 tokenizer.py；学到的合并和 hug_face_tokenizer.py 的一样，文件格式也一样。
+先运行 data_clean.py；之后运行 train_dataset_one.py --TOKENIZER=bpe。
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import common
+import config
+import hug_face_tokenizer
+from tokenizer import BPETokenizer, HFTokenizer
+
+
+def train(poems: Path, vocab_size: int, special_tokens: list[str]) -> BPETokenizer:
+    """在 poems 的题目、作者、正文上训练，带进度条。"""
+    made = BPETokenizer(special_tokens)
+    bar = None
+
+    def on_token(size: int) -> None:
+        nonlocal bar
+        if bar is None:  # 读完诗、学到第一个合并时才出现
+            bar = common.progress(vocab_size, "学合并", "个", initial=size - 1)
+        bar.update()
+
+    try:
+        return made.train(hug_face_tokenizer.training_texts(poems), vocab_size, on_token)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def compare(made: BPETokenizer, path: Path) -> None:
+    """已有 tokenizer_hug.json 时，说明两者是否相同。"""
+    if not path.is_file():
+        return
+    try:
+        same = HFTokenizer.load(path).fingerprint == made.fingerprint
+    except (OSError, ValueError) as error:
+        print(f"没有与 {path} 对照：{error}")
+        return
+    print(f"与 {path} " + ("逐条相同" if same else "不同（语料或 VOCAB_SIZE 不一样时如此）"))
+
+
+def main() -> None:
+    config.load(__doc__)
+    started = time.monotonic()
+    poems = hug_face_tokenizer.find_poems(config.WORK_DIR)
+    tokens = hug_face_tokenizer.special_tokens()
+    print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
+    made = train(poems, config.VOCAB_SIZE, tokens)
+    seconds = time.monotonic() - started
+    hug_face_tokenizer.save(made, common.work_path(config.WORK_DIR, "tokenizer_bpe.json"))
+    hug_face_tokenizer.print_report(made, poems, seconds)
+    compare(made, Path(config.WORK_DIR) / "tokenizer_hug.json")
+
+
+if __name__ == "__main__":
+    common.run(main)
