@@ -289,6 +289,28 @@ def pick_compile(name: str, device, long_enough: bool = True) -> tuple:
     return True, "auto"
 
 
+def measure_peak(device, dtype, size: int = 2048) -> float:
+    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。"""
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        _wait(device)
+        began = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _wait(device):
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 # ── 图 ────────────────────────────────────────────────────────────────
 
 _CJK_FONTS = (

@@ -135,6 +135,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.grad_checkpoint = False
+        self.disable_compile()
         self.embed = TokenEmbedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_block))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -180,11 +181,19 @@ class GPT(nn.Module):
         有 labels：返回这些位置交叉熵之和（标量）。where：(N,)，展平后 B·T 中要训练的位置；
         labels：(N,)，各位置的下一个 token。
         """
-        hidden = self.hidden(ids)
         if labels is None:
-            return self.head(hidden)
+            return self.head(self.hidden(ids))
+        hidden = self.fast_hidden(ids)
         chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, D) -> (N, D)
-        return linear_cross_entropy(chosen, self.embed.weight, labels)
+        return linear_cross_entropy(chosen, self.embed.weight, labels, kernel=self.fast_kernel)
+
+    def enable_compile(self) -> None:
+        """训练时用 torch.compile 过的前向；形状从第一步起就是动态的，权重名字不变。"""
+        self.fast_hidden = torch.compile(self.hidden, dynamic=True)
+        self.fast_kernel = torch.compile(_softmax_parts, dynamic=True)
+
+    def disable_compile(self) -> None:
+        self.fast_hidden, self.fast_kernel = self.hidden, None
 
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
         """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""

@@ -1,0 +1,23 @@
+"""多卡、多机训练：torchrun --nproc_per_node=卡数 train_gpt_ddp.py；结果与单卡相同，只是更快。
+
+python -m torch.distributed.launch 也可以；不经启动器直接运行就是单进程，
+或手工设置 RANK、WORLD_SIZE、MASTER_ADDR、MASTER_PORT（Windows）。
+"""
+
+from __future__ import annotations
+
+import sys
+
+import common
+import config
+import ranks
+import trainer
+
+
+def main() -> int:
+    config.load(__doc__, argv=ranks.drop_launcher_arguments(sys.argv[1:]))
+    return trainer.exit_code(trainer.train(config.values()))
+
+
+if __name__ == "__main__":
+    common.run(main)
