@@ -1,0 +1,48 @@
+"""在空闲的回环端口上跑真的 uvicorn，供接口与页面的测试用。"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import serve
+
+DEFAULTS = {"temperature": 0.7, "top_k": 20, "top_p": 1.0, "max_new_tokens": 400}
+
+
+def service(engine, folder, limit: int = 8, key: str = "") -> serve.Service:
+    return serve.Service(lambda: engine, str(folder), dict(DEFAULTS), limit, key)
+
+
+@contextlib.contextmanager
+def running(the_service: serve.Service):
+    """给出 http://127.0.0.1:端口；离开时停下。"""
+    import uvicorn
+
+    sock = socket.create_server(("127.0.0.1", 0))
+    options = uvicorn.Config(
+        serve.make_app(the_service), log_level="critical", timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(options)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        sock.close()
+
+
+def wait_until(condition, seconds: float = 10.0) -> bool:
+    """等条件成立；等不到给 False。"""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,453 @@
+"""serve.py：OpenAI 形状的接口、停止串、挂断、限流、密钥、Host、训练页的数据。"""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+import chat_api
+import common
+import live
+import serve
+from tests.fake_engine import FakeEngine, poem
+
+pytest.importorskip("starlette", reason="没有安装 starlette")
+pytest.importorskip("httpx", reason="没有安装 httpx")
+
+from starlette.testclient import TestClient
+
+from tests import server
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture()
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture()
+def client(engine, tmp_path):
+    app = serve.make_app(server.service(engine, tmp_path))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
+def ask(client, question="春天", **fields):
+    body = {"model": chat_api.MODEL_ID, "messages": [{"role": "user", "content": question}]}
+    return client.post(CHAT, json={**body, **fields})
+
+
+def events(response):
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[6:]) for line in lines[:-1]]
+
+
+# ── 回答的形状 ────────────────────────────────────────────────────────
+
+
+def test_whole_answer(client):
+    answer = ask(client, seed=7).json()
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": poem("春天", 7)}
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+
+
+def test_stream_says_the_same_as_the_whole(client):
+    response = ask(client, seed=7, stream=True, stream_options={"include_usage": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, last = events(response)
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 13
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == poem("春天", 7)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_candidates_use_neighbouring_seeds(client, engine):
+    choices = ask(client, n=3, seed=5).json()["choices"]
+    texts = [choice["message"]["content"] for choice in choices]
+    assert texts == [poem("春天", seed) for seed in (5, 6, 7)]
+    chunks = events(ask(client, n=2, seed=5, stream=True))
+    for index in range(2):
+        mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert "".join(c["delta"].get("content", "") for c in mine) == poem("春天", 5 + index)
+
+
+def test_last_user_message_is_the_question(client, engine):
+    messages = [
+        {"role": "system", "content": "你是诗人"},
+        {"role": "user", "content": "第一问"},
+        {"role": "assistant", "content": "答"},
+        {"role": "user", "content": [{"type": "text", "text": "第二问"}]},
+    ]
+    assert client.post(CHAT, json={"messages": messages}).status_code == 200
+    assert engine.asked[-1][0] == "第二问"
+
+
+def test_controls_reach_the_engine(client, engine):
+    ask(client, author="海子", lines=4, acrostic="春夏秋冬", rhyme=True, top_p=0, max_tokens=9)
+    options = engine.asked[-1][1]
+    assert options["author"] == "海子" and options["lines"] == 4 and options["rhyme"] is True
+    assert options["acrostic"] == "春夏秋冬" and 0 < options["top_p"] < 1e-3
+    assert options["max_new_tokens"] == 9 and options["temperature"] == 0.7
+
+
+def test_length_is_reported(client):
+    assert ask(client, max_tokens=2).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_stop_strings_cut_the_poem_and_stop_the_engine(client, engine):
+    choice = ask(client, stop=["像一句没"]).json()["choices"][0]
+    assert choice["message"]["content"] == "春天，在窗台上坐了一夜\n灯还亮着，"
+    assert choice["finish_reason"] == "stop"
+    assert engine.handles[-1].cancelled.is_set()
+
+
+def test_models(client):
+    listed = client.get("/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == [chat_api.MODEL_ID]
+    assert client.get(f"/v1/models/{chat_api.MODEL_ID}").json()["object"] == "model"
+    missing = client.get("/v1/models/gpt-4")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("stops", [("月亮",), ("aab", "ab"), ("一", "二三")])
+def test_stop_filter_equals_a_search_in_the_whole(stops):
+    text = "看月光aaabx二二三一月亮很圆"
+    for size in range(1, 6):
+        stop = chat_api.StopFilter(stops)
+        parts = [stop.feed(text[i : i + size]) for i in range(0, len(text), size)]
+        found = [text.find(s) for s in stops if s in text]
+        # 片段跨过两个停止串时，只保证不越过先出现的那个
+        assert "".join(parts) + stop.flush() == text[: min(found)]
+        assert stop.hit
+
+
+# ── 错误 ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "热"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 99}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 1.5}, "seed"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"lines": 0}, "lines"),
+        ({"acrostic": "长" * 65}, "acrostic"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "嗨"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": ["嗨"]}, "messages[0]"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_wrong_fields_are_named(client, fields, param):
+    response = ask(client, **fields)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+    assert error["message"] and set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"n": ' + b"9" * 9000]
+)
+def test_broken_bodies(client, body):
+    response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]["type"]
+
+
+def test_unknown_model_path_method_and_type(client):
+    assert ask(client, model="gpt-4").status_code == 404
+    assert client.get("/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+    assert client.get(CHAT).status_code == 405
+    assert client.post(CHAT, content="{}").status_code == 415
+
+
+def test_too_long(client):
+    assert ask(client, "太长").status_code == 400  # 引擎说装不下
+    assert ask(client, "长" * 9000).json()["error"]["code"] == "context_length_exceeded"
+    assert ask(client, "长" * chat_api.MAX_QUESTION * 200).status_code == 413
+
+
+def test_engine_failure_leaks_nothing(client, capfd):
+    response = ask(client, "坏掉")
+    assert response.status_code == 500
+    assert "secret" not in response.text and "Traceback" not in response.text
+    response = ask(client, "坏掉", stream=True)
+    assert "secret" not in response.text
+    error = json.loads(response.text.strip().split("\n\n")[-1][6:])["error"]
+    assert error["type"] == "server_error"
+
+
+def test_no_model_is_503_and_the_page_still_opens(tmp_path):
+    def load():
+        raise common.UserError(f"没有模型：{tmp_path}")
+
+    service = serve.Service(load, str(tmp_path), {}, 4)
+    client = TestClient(serve.make_app(service), base_url="http://127.0.0.1")
+    response = ask(client)
+    assert response.status_code == 503 and str(tmp_path) not in response.text
+    assert client.get("/info").json()["ready"] is False
+    assert client.get("/").status_code == client.get("/train").status_code == 200
+
+
+def test_html_is_never_spelled_out(client):
+    response = ask(client, "<script>alert(1)</script>")
+    assert "<script" not in response.text
+    assert "<script>alert(1)</script>" in response.json()["choices"][0]["message"]["content"]
+    assert "<b" not in ask(client, model="<b>x</b>").text
+
+
+def test_lone_surrogate_does_not_crash(client):
+    body = b'{"messages":[{"role":"user","content":"\\ud800"}]}'
+    response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 200
+
+
+# ── 门户 ──────────────────────────────────────────────────────────────
+
+
+def test_foreign_host_is_refused(client):
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
+        assert client.get("/v1/models", headers={"Host": host}).status_code == 403
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_key_is_required_when_set(engine, tmp_path):
+    app = serve.make_app(server.service(engine, tmp_path, key="钥匙123"))
+    client = TestClient(app, base_url="http://poem.example")
+    for path in ("/v1/models", "/info", "/train.json", "/v1/anything"):
+        refused = client.get(path)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+    assert client.get("/").status_code == 200
+    right = "Bearer 钥匙123".encode()
+    assert client.get("/v1/models", headers={"Authorization": right}).status_code == 200
+    wrong = "Bearer 钥匙12".encode()
+    assert client.get("/v1/models", headers={"Authorization": wrong}).status_code == 401
+
+
+def test_open_address_needs_a_key():
+    for host in ("0.0.0.0", "::", "192.168.1.5", "poem.example"):
+        with pytest.raises(common.UserError, match="API_KEY"):
+            serve.check_address(host, "")
+        serve.check_address(host, "key")
+    for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
+        serve.check_address(host, "")
+
+
+def test_busy_port_is_explained():
+    with serve.listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(common.UserError, match="--PORT="):
+            serve.listen("127.0.0.1", port)
+
+
+def test_headers(client):
+    headers = client.get("/").headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert not any(name.startswith("access-control") for name in headers)
+
+
+def test_pages_are_self_contained(client):
+    for path in ("/", "/train"):
+        html = client.get(path).text
+        assert " src=" not in html.replace(' src="data:', "") and "@import" not in html
+        assert "innerHTML" not in html and "insertAdjacentHTML" not in html
+        assert "style=" not in html  # CSP 会拦下内联样式
+        assert "http://" not in html.replace("http://www.w3.org/", "") and "https://" not in html
+
+
+# ── 真的服务器：限流、排队、挂断 ──────────────────────────────────────
+
+
+@pytest.fixture()
+def slow(tmp_path):
+    """每放行一次才写一段的引擎，跑在真的 uvicorn 上；最多四首。"""
+    pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
+    engine = FakeEngine(step=threading.Semaphore(0))
+    service = server.service(engine, tmp_path, limit=4)
+    with server.running(service) as url:
+        yield engine, service, url
+
+
+def _post(url, **fields):
+    import httpx
+
+    body = {"messages": [{"role": "user", "content": "雪"}], **fields}
+    return httpx.Client(timeout=10).stream("POST", url + CHAT, json=body)
+
+
+def test_full_queue_is_429_and_frees_up(slow):
+    import httpx
+
+    engine, service, url = slow
+    with _post(url, stream=True, n=3), _post(url, stream=True):
+        assert server.wait_until(lambda: len(engine.handles) == 4)
+        body = {"messages": [{"role": "user", "content": "雪"}]}
+        refused = httpx.post(url + CHAT, json=body)
+        assert refused.status_code == 429 and refused.headers["retry-after"]
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert server.wait_until(lambda: not service.running)
+    for _ in range(10):
+        engine.step.release()
+    assert httpx.post(url + CHAT, json=body, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_hanging_up_stops_the_poem(slow, stream):
+    import httpx
+
+    engine, service, url = slow
+    body = {"messages": [{"role": "user", "content": "雪"}], "stream": stream}
+    engine.step.release()
+    if stream:
+        with httpx.Client().stream("POST", url + CHAT, json=body) as response:
+            next(response.iter_lines())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + CHAT, json=body, timeout=0.3)
+    assert server.wait_until(lambda: engine.handles and engine.handles[0].cancelled.is_set())
+    assert server.wait_until(lambda: not service.running)
+
+
+def test_pieces_arrive_as_they_are_written(slow):
+    engine, _, url = slow
+    with _post(url, stream=True) as response:
+        lines = (line for line in response.iter_lines() if line)
+        next(lines)  # 开头的 role
+        engine.step.release()
+        chunk = json.loads(next(lines)[6:])
+        assert chunk["choices"][0]["delta"]["content"] == "雪，"
+
+
+def test_official_client(tmp_path):
+    openai = pytest.importorskip("openai", reason="没有安装 openai")
+    pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
+    service = server.service(FakeEngine(), tmp_path, limit=4, key="sk-x")
+    with server.running(service) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="sk-x", max_retries=0)
+        model = client.models.list().data[0].id
+        messages = [{"role": "user", "content": "雪"}]
+        whole = client.chat.completions.create(
+            model=model, messages=messages, seed=3, n=2, extra_body={"lines": 4}
+        )
+        assert [c.message.content for c in whole.choices] == [poem("雪", 3), poem("雪", 4)]
+        assert whole.usage.total_tokens == whole.usage.prompt_tokens + 12
+        chunks = list(
+            client.chat.completions.create(
+                model=model,
+                messages=messages,
+                seed=3,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert text == poem("雪", 3) and chunks[-1].usage.completion_tokens == 6
+        with pytest.raises(openai.BadRequestError, match="temperature"):
+            client.chat.completions.create(model=model, messages=messages, temperature=5)
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("gpt-4")
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model=model, messages=messages, n=5)
+        with pytest.raises(openai.APIError):
+            broken = [{"role": "user", "content": "坏掉"}]
+            list(client.chat.completions.create(model=model, messages=broken, stream=True))
+        wrong = openai.OpenAI(base_url=url + "/v1", api_key="sk-y", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            wrong.models.list()
+
+
+# ── 训练页的数据 ──────────────────────────────────────────────────────
+
+HEADER = "iter,update,loss,val_bpc,lr,tokens,tokens_per_s,seconds\n"
+
+
+def write_log(folder, updates, val_every=10, val=lambda u: 8 - u / 100, tail=""):
+    rows = []
+    for u in range(1, updates + 1):
+        bpc = val(u) if u % val_every == 0 else ""
+        rows.append(f"{u * 8},{u},{9 - u / 100},{bpc},0.001,{u * 4096},2000,{u * 2}")
+    (folder / "train_log.csv").write_text(HEADER + "\n".join(rows) + "\n" + tail, encoding="utf-8")
+
+
+def test_training_not_started(client):
+    assert client.get("/train.json").json() == {"state": "none", "samples": []}
+
+
+def test_training_status(client, tmp_path):
+    write_log(tmp_path, 50, tail="408,51,8.4")
+    (tmp_path / "run_info.json").write_text('{"train_iter": 800, "memory_mb": 512.5}')
+    text = "=== 迭代 80 ===\n春天\n\n树醒了\n=== 迭代 400 ===\n<b>雪</b>\n"
+    (tmp_path / "samples.txt").write_text(text, encoding="utf-8")
+    status = client.get("/train.json").json()
+    assert status["state"] == "running"
+    assert status["iter"] == 400 and status["total"] == 800 and status["update"] == 50
+    assert status["eta"] == 100 and status["tokens_per_s"] == 2000  # 每迭代 0.25 秒
+    assert status["memory_mb"] == 512.5
+    assert status["best"] == {"iter": 400, "val_bpc": 7.5}
+    assert status["val"] == [[80 * k, 8 - k / 10] for k in range(1, 6)]
+    assert [sample["iter"] for sample in status["samples"]] == [400, 80]
+    assert status["samples"][1]["text"] == "春天\n\n树醒了"
+
+
+def test_training_states(tmp_path):
+    write_log(tmp_path, 5)
+    path = tmp_path / "train_log.csv"
+    then = path.stat().st_mtime
+    assert live.status(str(tmp_path), now=then + 10)["state"] == "running"
+    assert live.status(str(tmp_path), now=then + 9999)["state"] == "stopped"
+    assert live.status(str(tmp_path), now=then)["eta"] is None  # 不知道总数
+    (tmp_path / "run_info.json").write_text('{"train_iter": 40}')
+    assert live.status(str(tmp_path), now=then + 9999)["state"] == "done"
+
+
+def test_overfitting_is_marked(tmp_path):
+    write_log(tmp_path, 100, val=lambda u: 7 + abs(u - 40) / 100)
+    assert live.status(str(tmp_path))["overfitting"] == 320
+    write_log(tmp_path, 100)
+    assert live.status(str(tmp_path))["overfitting"] is None
+
+
+def test_log_with_garbage(tmp_path):
+    path = tmp_path / "train_log.csv"
+    for content in (b"", b"\xff\xfe\x00", HEADER.encode(), b"a,b\n1,2\n", b"\0" * 100):
+        path.write_bytes(content)
+        assert live.read_log(path) == []
+    good = "8,1,nan,,0.1,10,5,1\n16,2,7.0,inf,0.1,20,5,2\n8,1,9.0,,0.1,10,5,3\n"
+    path.write_text(HEADER + good, encoding="utf-8")
+    assert [(row["iter"], row["loss"]) for row in live.read_log(path)] == [(8, 9.0)]  # 重来过
+
+
+def test_thin_keeps_the_shape():
+    points = [[i, float(i)] for i in range(5000)]
+    thinned = live.thin(points, 100)
+    assert len(thinned) <= 100 and thinned[-1] == [4999, 4999.0]
+    assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
+    assert abs(sum(y for _, y in thinned) / len(thinned) - 2500) < 50
+    assert live.thin(points[:7], 100) == points[:7]
