@@ -1,0 +1,113 @@
+"""对数几率 → token：纯函数，不知道模型、文字和会话。
+
+先改对数几率（重复惩罚、禁止），再 candidates() 留下候选，draw() 抽一个。选项可以是数，
+也可以是每行一个的张量，所以一批里各行可以各用各的选项。语义与 transformers 的
+LogitsProcessor 相同（测试对照）。随机数来自各行自己的 torch.Generator，与同批的别行无关。
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def penalize_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty) -> torch.Tensor:
+    """重复惩罚（Keskar 2019）：出现过的 token，正的除以 penalty，负的乘以 penalty；就地修改。
+
+    logits (B, V)；seen (B, N) 出现过的编号，可以重复；penalty 是数或 (B, N)，1 = 不动
+    （用来补齐长短不一的行；补的编号不能与同行真正要惩罚的相同）。
+    """
+    scores = logits.gather(1, seen)
+    return logits.scatter_(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+
+
+def repeated_ngrams(ids: list, size: int) -> set:
+    """接在 ids 后面会让某个长为 size 的片段第二次出现的 token。"""
+    if size < 1 or len(ids) + 1 < size:
+        return set()
+    tail = ids[len(ids) - size + 1 :]
+    return {
+        ids[start + size - 1]
+        for start in range(len(ids) - size + 1)
+        if ids[start : start + size - 1] == tail
+    }
+
+
+def ban(logits: torch.Tensor, tokens) -> torch.Tensor:
+    """logits (V,) 里这些 token 不许出现；就地修改。"""
+    index = torch.as_tensor(list(tokens), dtype=torch.long, device=logits.device)
+    return logits.index_fill_(0, index, -torch.inf)
+
+
+def allow_only(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """logits (V,) 里只许这些 token 出现；返回新的张量。"""
+    kept = torch.full_like(logits, -torch.inf)
+    return kept.index_copy_(0, tokens, logits[tokens])
+
+
+def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> tuple:
+    """候选的概率与编号，各 (B, K)，每行从大到小；被筛掉的概率为 0，每行至少留一个。
+
+    temperature 0 = 只留最大的；top_k 0、top_p 1、min_p 0 = 不限。次序与 transformers 相同：
+    温度、top-k、top-p（在 top-k 留下的里面累加）、min-p（相对最大的概率）。
+    """
+    size = logits.size(-1)
+    temperature, top_p, min_p = (_column(x, logits) for x in (temperature, top_p, min_p))
+    wanted = _column(top_k, logits)
+    widest = _widest(wanted, temperature, size)
+    values, ids = logits.topk(widest, dim=-1) if widest < size else logits.sort(-1, True)
+    greedy = temperature == 0
+    values = values / torch.where(greedy, torch.ones_like(temperature), temperature)
+    rank = torch.arange(widest, device=logits.device)
+    limit = torch.where(wanted > 0, wanted, torch.full_like(wanted, size))
+    limit = torch.where(greedy, torch.ones_like(limit), limit)
+    probs = values.masked_fill(rank >= limit, -torch.inf).softmax(-1)
+    before = probs.cumsum(-1) - probs  # 比它更可能的加起来
+    drop = (before >= top_p) | (probs < min_p * probs[:, :1])
+    drop[:, 0] = False
+    probs = probs.masked_fill(drop, 0.0)
+    return probs / probs.sum(-1, keepdim=True), ids
+
+
+def _column(value, logits):
+    """数或 (B,) → (1, 1) 或 (B, 1)，与 logits 同设备。"""
+    value = torch.as_tensor(value, dtype=logits.dtype, device=logits.device)
+    return value.reshape(-1, 1)
+
+
+def _widest(wanted, temperature, size):
+    """最宽的一行要几个候选。"""
+    wanted = torch.where(temperature == 0, torch.ones_like(wanted), wanted)
+    low, high = int(wanted.min()), int(wanted.max())
+    return size if low <= 0 else min(high, size)
+
+
+def draw(probs: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """按概率抽样：probs、ids (B, K)；uniform (B,) 在 [0, 1) 里均匀。返回 (B,)。"""
+    edges = probs.cumsum(-1)
+    chosen = (edges <= uniform.view(-1, 1) * edges[:, -1:]).sum(-1, keepdim=True)
+    return ids.gather(1, chosen.clamp_(max=ids.size(1) - 1)).squeeze(1)
+
+
+def pick(logits: torch.Tensor, uniform: torch.Tensor, **options) -> torch.Tensor:
+    """(B, V) -> (B,)；options 同 candidates。"""
+    return draw(*candidates(logits, **options), uniform)
+
+
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """这些 token 的 ln p：(B, V), (B,) -> (B,)。"""
+    chosen = logits.gather(1, tokens.view(-1, 1)).squeeze(1)
+    return chosen - logits.logsumexp(-1)
+
+
+class Uniforms:
+    """一行自己的均匀随机数，成批取以省时间；同一个种子永远给出同一串。"""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self._ready = []
+
+    def next(self) -> float:
+        """[0, 1) 里的下一个数。"""
+        if not self._ready:
+            self._ready = torch.rand(64, generator=self.generator).tolist()[::-1]
+        return self._ready.pop()
