@@ -366,7 +366,8 @@ def _tokenizer_from_hf(folder, vocab_size):
 
 def write_gguf(folder: Path, state: dict, sampling: dict) -> None:
     """写 model-f32.gguf、model-f16.gguf、model-q8_0.gguf 与 Ollama 的 Modelfile。"""
-    _need("gguf", "gguf")
+    if not hasattr(_need("gguf", "gguf").MODEL_ARCH, "QWEN3"):
+        raise common.UserError("gguf 太旧，不认识 Qwen3 结构，请运行：pip install -U gguf")
     for kind in GGUF_TYPES:
         write_gguf_file(folder / f"model-{kind.lower()}.gguf", state, sampling, kind)
     text = modelfile(state["tokenizer"], state["model_config"]["max_seq_len"], sampling)

@@ -117,7 +117,8 @@ def hf_folder(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers", reason="没有安装 transformers")
+    reason = "没有安装 transformers 4.51 或更新的版本（Qwen3 从它开始）"
+    return pytest.importorskip("transformers", minversion="4.51", reason=reason)
 
 
 @pytest.fixture(scope="module")
@@ -295,9 +296,15 @@ def test_damaged_weights_are_reported(hf_folder, tmp_path):
 # ── GGUF ──────────────────────────────────────────────────────────────
 
 
+def need_gguf():
+    gguf = pytest.importorskip("gguf", reason="没有安装 gguf")
+    if not hasattr(gguf.MODEL_ARCH, "QWEN3"):
+        pytest.skip("gguf 早于 0.16.2，不认识 Qwen3")
+
+
 @pytest.fixture(scope="module")
 def gguf_folder(state, tmp_path_factory):
-    pytest.importorskip("gguf", reason="没有安装 gguf")
+    need_gguf()
     folder = tmp_path_factory.mktemp("gguf")
     export.write_gguf(folder, state, SAMPLING)
     return folder
@@ -433,10 +440,18 @@ def test_script_round_trip_keeps_old_outputs(work_dir, state, monkeypatch, capsy
 
 
 def test_script_writes_gguf_where_asked(work_dir, monkeypatch):
-    pytest.importorskip("gguf", reason="没有安装 gguf")
+    need_gguf()
     run(monkeypatch, "--FORMAT=gguf", "--OUT=ollama")
     names = {path.name for path in (work_dir / "ollama").iterdir()}
     assert names == {"model-f32.gguf", "model-f16.gguf", "model-q8_0.gguf", "Modelfile"}
+
+
+def test_old_gguf_package_is_explained(work_dir, monkeypatch):
+    gguf = pytest.importorskip("gguf", reason="没有安装 gguf")
+    monkeypatch.setattr(gguf, "MODEL_ARCH", object())
+    with pytest.raises(common.UserError, match="pip install -U gguf"):
+        run(monkeypatch, "--FORMAT=gguf")
+    assert {path.name for path in work_dir.iterdir()} == {"best_model.bin"}
 
 
 def test_failed_export_leaves_the_old_one(work_dir, state, monkeypatch):
