@@ -221,9 +221,11 @@ def write_hf(folder: Path, state: dict, sampling: dict) -> None:
     """把检查点写成 Hugging Face 目录；folder 已存在且为空。"""
     save_file = _need("safetensors.torch", "safetensors").save_file
     shape = GPTConfig(**state["model_config"])
-    save_file(
-        to_hf(float_weights(state), shape), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    tensors = to_hf(float_weights(state), shape)
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except Exception as error:  # 写不下时 safetensors 抛的不是 OSError
+        raise OSError(f"model.safetensors：{error}") from error
     _write_json(folder / "config.json", hf_config(shape, state.get("prompt_kinds") or []))
     _write_json(folder / "generation_config.json", generation_config(sampling))
     _write_json(
@@ -503,11 +505,15 @@ def new_folder(target: Path):
     """给出一个临时目录，写完才改名为 target；已有的 target 改名留在旁边，出错时原样不动。"""
     target = Path(target)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         say_aside(common.keep_aside(target))
         common.replace(temporary, target)
+    except OSError as error:
+        raise common.UserError(
+            f"写不了 {target}：{error}\n旧的输出没有被覆盖。请检查磁盘空间与目录权限，再运行一次"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
