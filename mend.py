@@ -46,13 +46,14 @@ class Poem(NamedTuple):
 def mend(title: str, body: str, author: str, min_chars: int) -> Poem:
     """清洗一首诗。min_chars: 正文至少有多少个字（空白不计）。"""
     mends = []
-    for name, change in _STEPS:
-        changed = change(body)
-        if changed != body:
-            mends.append(name)
-            body = changed
+    if not _spotless(body):
+        for name, change in _STEPS:
+            changed = change(body)
+            if changed != body:
+                mends.append(name)
+                body = changed
     title, author = _one_line(title), _one_line(author)
-    if _FURNITURE_HINT.search(body):
+    if any(hint in body for hint in _FURNITURE_HINTS):
         changed, found = _without_furniture(body, title, author)
         if changed != body:
             mends.append(FURNITURE)
@@ -77,14 +78,17 @@ def mend(title: str, body: str, author: str, min_chars: int) -> Poem:
 
 # ── 逐步改 ────────────────────────────────────────────────────────────
 
-_LINE_ENDS = re.compile("\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u180b-\u180e"
-    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
+_LINE_MARKS = "\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_LINE_ENDS = re.compile(f"\r\n?|[{_LINE_MARKS}]")
+_UNSEEN_MARKS = (
+    "\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u180b-\u180e"
+    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb"
 )
+_UNSEEN = re.compile(f"[{_UNSEEN_MARKS}]")
 _ODD_BLANK = "\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u2800\u3164"
 _EDGE_BLANKS = re.compile(f"^[ \u3000{_ODD_BLANK}]+|[ \u3000{_ODD_BLANK}]+$", re.MULTILINE)
 _INNER_BLANK = re.compile(f"[{_ODD_BLANK}]")
+_SUSPECT = re.compile(f"[{_LINE_MARKS}{_UNSEEN_MARKS}{_ODD_BLANK}\u3000<&]")
 _EXTRA_LINES = re.compile(r"\n{3,}")
 _WIDE = "\u2010-\u201f\u2026\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff01-\uff60"
 _WRITTEN_N = re.compile(rf"(?<=[{_WIDE}])[ ]*(?:[/\\]n[ ]*)+(?=[{_WIDE}]|$)", re.MULTILINE)
@@ -142,11 +146,24 @@ _STEPS = (
 )
 
 
+def _spotless(text: str) -> bool:
+    """_STEPS 什么也不会改（多数诗如此，省去逐步尝试）。"""
+    return (
+        text.strip(" ") == text
+        and not _SUSPECT.search(text)
+        and not any(mark in text for mark in _SUSPECT_STRINGS)
+    )
+
+
+_SUSPECT_STRINGS = (" \n", "\n ", "/n", "\\n")
+
+
 def _one_line(text: str) -> str:
     """题目与作者：同样清洗，并成一行。"""
-    for _, change in _STEPS:
-        text = change(text)
-    return " ".join(text.split("\n")).strip() if "\n" in text else text.strip()
+    if not _spotless(text):
+        for _, change in _STEPS:
+            text = change(text)
+    return " ".join(text.split("\n")).strip()
 
 
 def _first_phrase(body: str) -> str:
@@ -160,8 +177,23 @@ def _first_phrase(body: str) -> str:
 
 # ── 页面杂物 ──────────────────────────────────────────────────────────
 
-_FURNITURE_HINT = re.compile(
-    r"https?:|www\.|作者|诗人|标题|题目|诗题|[文诗作]\s*[:：/／|｜]|\bby\b", re.I
+_FURNITURE_HINTS = (
+    *(
+        "http",
+        "HTTP",
+        "www.",
+        "作者",
+        "诗人",
+        "标题",
+        "题目",
+        "诗题",
+        "by ",
+        "by:",
+        "By",
+        "BY",
+        "uthor",
+    ),
+    *(f"{label}{mark}" for label in "文诗作" for mark in ":：/／|｜ "),
 )
 _URL_LINE = re.compile(
     r"^\W{0,3}(?:[\w ]{0,12}[:：]\s*)?(?:https?[:：]//|www\.)[^\s\u3400-\u9fff]+\W{0,3}$",
@@ -210,8 +242,9 @@ def _repeats(text: str, name: str) -> bool:
 # ── 能不能用 ──────────────────────────────────────────────────────────
 
 _BROKEN = re.compile(
-    "[\ufffd\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff]|[\U000f0000-\U0010ffff]|锟斤拷"
+    "[\ufffd\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000f0000-\U0010ffff]"
 )
+_MOJIBAKE = "锟斤拷"  # U+FFFD 的 UTF-8 字节被当作 GBK 读
 _CHINESE = re.compile(
     "[\u3005\u3007\u3100-\u312f\u31a0-\u31bf\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
@@ -220,7 +253,7 @@ _CHINESE = re.compile(
 def _fault(title: str, body: str, author: str, normal: str, min_chars: int) -> str | None:
     if not body:
         return EMPTY
-    if any(_BROKEN.search(text) for text in (body, title, author)):
+    if any(_BROKEN.search(text) or _MOJIBAKE in text for text in (body, title, author)):
         return GARBLED
     if len("".join(body.split())) < min_chars:
         return TOO_SHORT

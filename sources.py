@@ -111,25 +111,20 @@ _JSON_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*\"")
 
 # ── .pt 与 .txt ───────────────────────────────────────────────────────
 
-_HEAD = re.compile(r"(title|date|author)[:：][ \t]*(.*)", re.IGNORECASE)
+_HEAD_LINE = re.compile(r"(title|date|author)[:：][ \t]*([^\r\n]*)(?:\r\n?|\n|$)", re.IGNORECASE)
+_HEAD = re.compile(rf"(?:{_HEAD_LINE.pattern})*", re.IGNORECASE)
 _TITLE_LABEL = re.compile(r"^(?:标题|题目|诗题)\s*[:：]\s*")
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 def _read_pt(file: SourceFile, text: str) -> RawPoem:
     """title:/date: 打头，空一行，正文；没有这样的头时整个文件是正文，文件名是题目。"""
-    lines = text.lstrip("\ufeff\r\n").splitlines()
-    head = {}
-    used = 0
-    for line in lines:
-        match = _HEAD.match(line)
-        if not match:
-            break
-        head[match.group(1).lower()] = match.group(2)
-        used += 1
+    text = text.lstrip("\ufeff\r\n")
+    head_end = _HEAD.match(text).end()
+    head = {key.lower(): value for key, value in _HEAD_LINE.findall(text, 0, head_end)}
     title = head.get("title", file.path.stem)
     author = head.get("author") or folder_author(file, any_folder=True)
-    return RawPoem(file.name, title, "\n".join(lines[used:]), author)
+    return RawPoem(file.name, title, text[head_end:], author)
 
 
 def _read_txt(file: SourceFile, text: str) -> RawPoem:
