@@ -9,24 +9,28 @@ import csv
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
+
+import runlog
 
 MAX_POINTS = 400  # 曲线最多给页面多少个点
 MAX_SAMPLES = 24
 MAX_SAMPLE_BYTES = 256 * 1024  # samples.txt 只读末尾这么多
 _QUIET_SECONDS = 120  # 至少静默这么久才算停了
+_SAMPLE_HEAD = re.compile(r"^── 迭代 (\d+) ── (.*)$", flags=re.M)
 
 
 def status(work_dir: str, now: float | None = None) -> dict:
     """训练页要的一切：曲线、示例、速度、剩余秒数。没有训练过时 state 为 none。"""
     folder = Path(work_dir)
     now = time.time() if now is None else now
-    rows = read_log(folder / "train_log.csv")
-    info = _read_info(folder / "run_info.json")
-    samples = read_samples(folder / "samples.txt")
+    rows = read_log(folder / runlog.LOG)
+    info = _read_info(folder / runlog.INFO)
+    samples = read_samples(folder / runlog.SAMPLES)
     if not rows:
-        started = bool(info) and _age(folder / "run_info.json", now) < 30 * 60
+        started = bool(info) and _age(folder / runlog.INFO, now) < 30 * 60
         return {"state": "starting" if started else "none", "samples": samples}
     last = rows[-1]
     total = _number(info.get("train_iter"))
@@ -34,7 +38,7 @@ def status(work_dir: str, now: float | None = None) -> dict:
     evaluated = [row for row in rows if row["val_bpc"] is not None]
     best = min(evaluated, key=lambda row: row["val_bpc"], default=None)
     return {
-        "state": _state(last, total, _age(folder / "train_log.csv", now), rows),
+        "state": _state(last, total, _age(folder / runlog.LOG, now), rows),
         "iter": last["iter"],
         "update": last["update"],
         "total": total,
@@ -50,18 +54,18 @@ def status(work_dir: str, now: float | None = None) -> dict:
         "train": thin([[r["iter"], r["loss"]] for r in rows if r["loss"] is not None]),
         "val": thin([[r["iter"], r["val_bpc"]] for r in evaluated]),
         "rate": thin([[r["iter"], r["lr"]] for r in rows if r["lr"] is not None]),
+        "speed": thin([[r["iter"], r["tokens_per_s"]] for r in rows if r["tokens_per_s"]]),
         "samples": samples,
     }
 
 
 def read_log(path: Path) -> list:
     """train_log.csv → 行的列表（名字 → 数或 None）；没有 iter 的行跳过，iter 倒退时只留新的。"""
-    names = ("iter", "update", "loss", "val_bpc", "lr", "tokens", "tokens_per_s", "seconds")
     rows = []
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             for record in csv.DictReader(line.replace("\0", "") for line in file):
-                row = {name: _number(record.get(name)) for name in names}
+                row = {name: _number(record.get(name)) for name in runlog.COLUMNS}
                 if row["iter"] is None or row["seconds"] is None:  # 写了一半，或不是数据
                     continue
                 while rows and rows[-1]["iter"] >= row["iter"]:
@@ -73,33 +77,25 @@ def read_log(path: Path) -> list:
 
 
 def read_samples(path: Path) -> list:
-    """samples.txt 末尾的示例诗，新的在前：[{"iter": int | None, "text": str}, …]"""
+    """samples.txt 末尾的示例诗，新的在前：[{"iter", "prompt", "text"}, …]"""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
-            start = max(0, file.tell() - MAX_SAMPLE_BYTES)
-            file.seek(start)
+            file.seek(max(0, file.tell() - MAX_SAMPLE_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return split_samples(text, complete=start == 0)[::-1][:MAX_SAMPLES]
+    return split_samples(text)[::-1][:MAX_SAMPLES]
 
 
-def split_samples(text: str, complete: bool = True) -> list:
-    """以 === 开头的标题行把示例分开；标题里的第一个整数是迭代次数。"""
-    samples = []
-    for line in text.splitlines():
-        if line.startswith("==="):
-            title = line.strip("= \t")
-            samples.append({"iter": _first_integer(title), "title": title, "lines": []})
-        elif samples:
-            samples[-1]["lines"].append(line)
-        elif complete and line.strip():
-            samples.append({"iter": None, "title": "", "lines": [line]})
+def split_samples(text: str) -> list:
+    """runlog.add_sample 写的「── 迭代 N ── 题目」把示例分开；第一个标题之前的残文不要。"""
+    parts = _SAMPLE_HEAD.split(text)[1:]  # 迭代, 题目, 诗, 迭代, 题目, 诗, …
+    samples = zip(parts[::3], parts[1::3], parts[2::3])
     return [
-        {"iter": s["iter"], "title": s["title"], "text": "\n".join(s["lines"]).strip()}
-        for s in samples
-        if any(line.strip() for line in s["lines"])
+        {"iter": int(iteration), "prompt": prompt.strip(), "text": poem.strip()}
+        for iteration, prompt, poem in samples
+        if poem.strip()
     ]
 
 
@@ -168,16 +164,6 @@ def _number(value):
     if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() else number
-
-
-def _first_integer(text):
-    digits = ""
-    for char in text:
-        if char.isascii() and char.isdigit():
-            digits += char
-        elif digits and char not in ",_":
-            break
-    return int(digits) if digits else None
 
 
 def _age(path, now):

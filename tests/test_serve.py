@@ -10,6 +10,7 @@ import pytest
 import chat_api
 import common
 import live
+import runlog
 import serve
 from tests.fake_engine import FakeEngine, poem
 
@@ -403,8 +404,8 @@ def test_training_not_started(client):
 def test_training_status(client, tmp_path):
     write_log(tmp_path, 50, tail="408,51,8.4")
     (tmp_path / "run_info.json").write_text('{"train_iter": 800, "memory_mb": 512.5}')
-    text = "=== 迭代 80 ===\n春天\n\n树醒了\n=== 迭代 400 ===\n<b>雪</b>\n"
-    (tmp_path / "samples.txt").write_text(text, encoding="utf-8")
+    runlog.add_sample(tmp_path / "samples.txt", 80, "春天", "春天\n\n树醒了")
+    runlog.add_sample(tmp_path / "samples.txt", 400, "雪", "<b>雪</b>")
     status = client.get("/train.json").json()
     assert status["state"] == "running"
     assert status["iter"] == 400 and status["total"] == 800 and status["update"] == 50
@@ -413,7 +414,7 @@ def test_training_status(client, tmp_path):
     assert status["best"] == {"iter": 400, "val_bpc": 7.5}
     assert status["val"] == [[80 * k, 8 - k / 10] for k in range(1, 6)]
     assert [sample["iter"] for sample in status["samples"]] == [400, 80]
-    assert status["samples"][1]["text"] == "春天\n\n树醒了"
+    assert status["samples"][1] == {"iter": 80, "prompt": "春天", "text": "春天\n\n树醒了"}
 
 
 def test_training_states(tmp_path):
