@@ -24,6 +24,7 @@ import common
 import config
 import dedup
 import mend
+import records
 import sources
 
 OUTPUT = "all_poems.json"
@@ -218,7 +219,7 @@ def collect(files: list[sources.SourceFile], index: Index, report: Report, min_c
             try:
                 for raw in sources.read_poems(file, on_encoding, bar.update):
                     _take(raw, index, report, min_chars)
-            except ValueError as error:
+            except records.BrokenJSON as error:
                 raise common.UserError(
                     f"{error}\n没有改动任何文件。改好这一处后请运行：python data_clean.py"
                 ) from error

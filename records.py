@@ -26,7 +26,11 @@ _DECODER = json.JSONDecoder()
 PathLike = Union[str, Path]
 
 
-# ---------------------------------------------------------------- 编码
+class BrokenJSON(ValueError):
+    """文件不是合法的 JSON；消息写明文件、行、列、出错的文字和可能的改法。"""
+
+
+# ── 编码 ──────────────────────────────────────────────────────────────
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -75,7 +79,7 @@ def _guess(chunks: Iterable[bytes]) -> str:
     return "utf-8" if clean or broken * 10 < wide else "gb18030"
 
 
-# ---------------------------------------------------------------- 记录
+# ── 记录 ──────────────────────────────────────────────────────────────
 
 
 def iter_records(
@@ -86,7 +90,7 @@ def iter_records(
     """逐条给出 path 里的记录（JSON 列表的每一项，或 JSON Lines 的每一条）。
 
     encoding 为 None 时自动辨认；on_read(字节数) 在每读入一段后调用，供进度条用。
-    文件不是合法的 JSON 时抛出 ValueError，写明文件、行、列、出错的文字和可能的改法。
+    文件不是合法的 JSON 时抛出 BrokenJSON（一种 ValueError）。
     空文件不给出任何记录。
     """
     encoding = encoding or detect_encoding(path)
@@ -206,12 +210,12 @@ class _Source:
         previous = [part.strip() for part in before if part.strip()]
         if not before[-1].strip() and previous:  # 出错处在行首：连上一行一起给出
             shown = previous[-1] + "\n    " + shown
-        raise ValueError(
+        raise BrokenJSON(
             f"{self.name} 第 {line} 行第 {column} 列不是合法的 JSON：\n    {shown}\n{hint}"
         )
 
 
-# ---------------------------------------------------------------- 改法
+# ── 改法 ──────────────────────────────────────────────────────────────
 
 
 def _between_items(mark: str) -> str:

@@ -85,7 +85,7 @@ def read_poems(file: SourceFile, on_encoding: OnFile, on_read: OnRead) -> Iterat
     """逐首给出一个文件里的诗。
 
     on_encoding(文件, 编码) 在认出编码后调用，on_read(字节数) 随读取进度调用。
-    JSON 写坏了时抛出 ValueError（见 records.iter_records）。
+    JSON 写坏了时抛出 records.BrokenJSON。
     """
     suffix = file.path.suffix.lower()
     if suffix in JSON_SUFFIXES or (suffix != ".pt" and _looks_like_json(file.path)):
