@@ -25,24 +25,26 @@ class BatchPlan:
         self.seed, self.shuffle = seed, shuffle
         self.bounds = _cut(np.sort(self.lengths)[::-1], budget)
         self.per_epoch = len(self.bounds) - 1
-        self._epoch, self._order, self._batches = -1, None, None
+        self._arranged = (-1, None, None)  # 整个换掉，所以几个线程可以同时取
 
     def documents(self, number: int) -> np.ndarray:
         """第 number 个微批次（从 0 数，跨轮连续）的文档编号。"""
         epoch, position = divmod(number, self.per_epoch)
-        if epoch != self._epoch:
-            self._arrange(epoch)
-        batch = self._batches[position]
-        return self._order[self.bounds[batch] : self.bounds[batch + 1]]
+        arranged = self._arranged
+        if arranged[0] != epoch:
+            arranged = self._arranged = self._arrange(epoch)
+        _, order, batches = arranged
+        batch = batches[position]
+        return order[self.bounds[batch] : self.bounds[batch + 1]]
 
-    def _arrange(self, epoch: int) -> None:
+    def _arrange(self, epoch: int) -> tuple:
+        """(轮次, 文档的次序, 批的次序)。"""
         rng = np.random.default_rng((self.seed, epoch))
         count = len(self.lengths)
         start = rng.permutation(count) if self.shuffle else np.arange(count)
-        self._order = start[np.argsort(-self.lengths[start], kind="stable")]
+        order = start[np.argsort(-self.lengths[start], kind="stable")]
         batches = np.arange(self.per_epoch)
-        self._batches = rng.permutation(batches) if self.shuffle else batches
-        self._epoch = epoch
+        return epoch, order, rng.permutation(batches) if self.shuffle else batches
 
 
 def _cut(descending: np.ndarray, budget: int) -> list:

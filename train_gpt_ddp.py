@@ -15,8 +15,13 @@ import trainer
 
 
 def main() -> int:
-    config.load(__doc__, argv=ranks.drop_launcher_arguments(sys.argv[1:]))
-    return trainer.exit_code(trainer.train(config.values()))
+    with ranks.one_voice():
+        config.load(__doc__, argv=ranks.drop_launcher_arguments(sys.argv[1:]))
+    try:
+        return trainer.exit_code(trainer.train(config.values()))
+    except ranks.Told:
+        ranks.wait_to_be_ended()
+        return 1
 
 
 if __name__ == "__main__":

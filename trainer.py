@@ -132,10 +132,14 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """第一次 Ctrl-C / SIGTERM 只立一个标志，第二次照常中断。"""
+    """第一次 Ctrl-C / SIGTERM 只立一个标志，第二次照常中断。
 
-    def __init__(self) -> None:
+    patient：终端与 torchrun 会把同一次 Ctrl-C 各送一遍，几秒内的重复不算第二次。
+    """
+
+    def __init__(self, patient: bool = False) -> None:
         self.received = 0
+        self._patience, self._first = (5.0 if patient else 0.0), 0.0
         self._old = {}
 
     def __enter__(self) -> StopSignal:
@@ -151,9 +155,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        if self.received:
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first >= self._patience:
             raise KeyboardInterrupt
-        self.received = number
 
     def check(self) -> None:
         if self.received:
@@ -210,16 +215,14 @@ class Run:
         self.values, self.ranks, self.clock = values, ranks, clock
         self.settings = Settings.pick(values)
         self.folder = common.work_path(self.settings.work_dir, ".")
-        self.stop = StopSignal()
-        self.data = self._open_data()
-        self.tokenizer = self._tokenizer()
-        saved = self._saved_state()
-        self.settings = self._reuse_choices(saved)
-        self.device = common.pick_device(self.settings.device, ranks.local_rank)
-        self.dtype = common.pick_dtype(self.settings.dtype, self.device)
-        if saved is not None:
-            self._refuse_changes(saved)
-        self._agree(saved)
+        self.stop = StopSignal(patient=ranks.world > 1)
+        saved = ranks.together(self._open)
+        saved, source = self._newest(saved)
+        self.device, self.dtype = ranks.together(self._pick_device)
+        self._agree()
+        ranks.connect(self.device)
+        if source is not None:
+            saved = ranks.share(saved, source, self._talk_device())
         self.config = self._model_config()
         torch.manual_seed(self.settings.seed)
         self.model = GPT(self.config).to(self.device)
@@ -236,6 +239,36 @@ class Run:
         self.plan = BatchPlan(self.lengths, self.settings.budget, self.settings.seed)
 
     # ── 准备 ──────────────────────────────────────────────────────────
+
+    def _open(self):
+        """本机的数据集、分词器和（每台机器一个进程读的）检查点。"""
+        self.data = self._open_data()
+        self.tokenizer = self._tokenizer()
+        saved = self._saved_state() if self.ranks.reads_files else None
+        if saved is not None:
+            self._refuse_changes(saved)
+        return saved
+
+    def _newest(self, saved):
+        """各机器的检查点里最新的那个算数，有它的进程从此写文件；返回 (saved, 它的编号)。
+
+        通常是 0 号；换过机器、重排过编号时，也不会从旧的或空的检查点开始。
+        """
+        mine = None
+        if saved is not None:
+            mine = {"update": saved["position"]["update"], "chosen": saved["chosen"]}
+        everyone = self.ranks.everyone(mine)
+        owners = [rank for rank, there in enumerate(everyone) if there is not None]
+        if not owners:
+            return None, None
+        source = max(owners, key=lambda rank: (everyone[rank]["update"], -rank))
+        self.ranks.writer = source
+        self.settings = self._reuse_choices(everyone[source]["chosen"])
+        return saved, source
+
+    def _pick_device(self):
+        device = common.pick_device(self.settings.device, self.ranks.local_rank)
+        return device, common.pick_dtype(self.settings.dtype, device)
 
     def _open_data(self):
         path = self.folder / "dataset.bin"
@@ -269,12 +302,10 @@ class Run:
             return None
         return checkpoint.load_newest(self.settings.work_dir)
 
-    def _reuse_choices(self, saved):
+    def _reuse_choices(self, chosen):
         """auto 的选择随检查点沿用。"""
-        if saved is None:
-            return self.settings
         values = dict(self.values)
-        for name, choice in saved["chosen"].items():
+        for name, choice in chosen.items():
             if values[name] == "auto" and not (name == "DEVICE" and not _device_there(choice)):
                 values[name] = choice
         return Settings.pick(values)
@@ -320,19 +351,19 @@ class Run:
                 "或换一个 --WORK_DIR"
             )
 
-    def _agree(self, saved):
+    def _agree(self):
         watched = {
             name: value
             for name, value in self.values.items()
             if name not in ("WORK_DIR", "RAW_DATA", "DATA", "DEVICE")
         }
-        position = saved["position"]["update"] if saved is not None else 0
         self.ranks.agree(
             {
                 **watched,
-                "dataset.bin": self.data.fingerprint,
-                "分词器": self.tokenizer.fingerprint,
-                "检查点的更新次数": position,
+                "dataset.bin": self.data.fingerprint[:12],
+                "分词器": self.tokenizer.fingerprint[:12],
+                "设备": self.device.type,
+                "精度": common.dtype_name(self.dtype),
             }
         )
 
@@ -408,6 +439,9 @@ class Run:
             except Interrupted:
                 self._save_interrupted()
                 return self._result(stopped=self.stop.received)
+            except distributed.LostPeer:
+                self._save(final=True)  # 最后一次完整的更新，自动重启就从这里接着
+                raise
             finally:
                 self._close()
         return self._result()
@@ -541,7 +575,7 @@ class Run:
         for param in self.model.parameters():  # 没分到微批次的进程梯度为 0
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
-        with self.ranks.talking():
+        with self.ranks.talking("reduce"):
             self.gradient_sum().backward()
 
     def _talk_device(self):
@@ -845,7 +879,7 @@ def _device_there(name: str) -> bool:
 
 def train(values: dict) -> dict:
     """按 config.values() 训练（或续训）到头，返回 Run.fit() 的结果。"""
-    group = distributed.start(values["DEVICE"], values["DIST_TIMEOUT"])
+    group = distributed.start(values["RESUME"], values["DIST_TIMEOUT"])
     try:
         return Run(values, group).fit()
     finally:
