@@ -16,6 +16,7 @@ import random
 import struct
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -137,9 +138,8 @@ def build(
         writer = _Writer(tokenizer, settings, out.parent)
         with contextlib.closing(writer):
             with common.progress(len(val), "编码") as bar:
-                for poems in _batches(iter_poems(poems_path)):
-                    writer.add(poems, val)
-                    bar.update(len(poems))
+                for count in writer.add_all(_batches(iter_poems(poems_path)), val):
+                    bar.update(count)
             writer.finish(out, survey)
     return {**writer.report(), "seconds": time.monotonic() - started, "bytes": out.stat().st_size}
 
@@ -257,32 +257,51 @@ class _Writer:
         for side in self.sides:
             side.close()
 
-    def add(self, poems, val):
-        """编码一批诗；val (全部诗,) 说明哪些是验证诗。"""
-        asks, bodies, questions = [], [], []
+    def add_all(self, batches, val):
+        """逐批编码、拼好，给出每批的首数；val (全部诗,) 说明哪些是验证诗。
+
+        编码在另一个线程里（tokenizers 不占 GIL），总比拼装早一批。
+        """
+        with ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for poems in batches:
+                asks = self._asks(poems, val)
+                texts = [text for *_, text in asks]
+                texts += [prompt.question_text(words) for ask in asks for _, words in ask[2]]
+                encoding = pool.submit(self.tok.encode_batch, texts)
+                if waiting is not None:
+                    yield self._assemble(*waiting)
+                waiting = asks, encoding
+            if waiting is not None:
+                yield self._assemble(*waiting)
+
+    def _asks(self, poems, val):
+        """[(诗的序号, 是否验证诗, [(种类, 提示词)], 正文)]。"""
+        asks = []
         for poem in poems:
-            chosen = self._prompts(poem, self.seen, bool(val[self.seen]))
-            asks.append((self.seen, bool(val[self.seen]), chosen))
-            bodies.append(prompt.body(poem))
-            questions += [prompt.question_text(text) for _, text in chosen]
+            is_val = bool(val[self.seen])
+            asks.append((self.seen, is_val, self._prompts(poem, is_val), prompt.body(poem)))
             self.seen += 1
-        encoded = self.tok.encode_batch(bodies + questions)
-        question = iter(encoded[len(bodies) :])
-        for (poem_id, is_val, chosen), text, answer in zip(asks, bodies, encoded):
+        return asks
+
+    def _assemble(self, asks, encoding):
+        encoded = encoding.result()
+        questions = iter(encoded[len(asks) :])
+        for (poem_id, is_val, chosen, text), answer in zip(asks, encoded):
+            asked = [(kind, words, next(questions)) for kind, words in chosen]
             if not text:
                 self.empty += 1
-            else:
-                self.sides[is_val].poems += 1
-            for kind, words in chosen:
-                asked = next(question)
-                if text:
-                    self._write(self.sides[is_val], poem_id, kind, words, asked, answer)
+                continue
+            self.sides[is_val].poems += 1
+            for kind, words, question in asked:
+                self._write(self.sides[is_val], poem_id, kind, words, question, answer)
+        return len(asks)
 
-    def _prompts(self, poem, number, is_val):
+    def _prompts(self, poem, is_val):
         shares = self.settings["shares"]
         if is_val or not shares:
             return [("title", poem["title"])]
-        rng = random.Random(f"{self.settings['seed']} {number}")
+        rng = random.Random(f"{self.settings['seed']} {self.seen}")
         return prompt.choose_prompts(poem, shares, self.settings["prompts_per_poem"], rng)
 
     def _write(self, side, poem_id, kind, words, asked, answer):

@@ -37,7 +37,7 @@ KIND_NAMES = {  # 给人看的名字
     "acrostic": "藏头",
 }
 MIN_BODY = 8  # 一篇文档至少给正文留出这么多 token
-OVERLAP = 8  # 续篇重述前一篇末尾几行，至多占正文空间的 1/OVERLAP
+OVERLAP = 8  # 续篇重述前一篇末尾几行，约占正文空间的 1/OVERLAP，至多两倍
 
 Document = Tuple[List[int], List[int]]  # (ids, mask)，两者等长
 
@@ -70,18 +70,23 @@ class ChatFormat:
         """编码好的提示词 → 直到 assistant\\n 为止的 ids，回答从它后面开始。"""
         return [self.start, *question, *self._middle]
 
-    def fit(self, prompt: str, limit: int) -> list:
-        """提示词 → 至多 limit 个 token 的 prefix；太长时从末尾删字，容不下格式本身时报错。"""
+    def fit(self, prompt: str, max_len: int, room: int) -> list:
+        """提示词 → prefix，尽量给正文留下 room 个 token：太长的提示词从末尾删字。
+
+        连格式本身都放不下时抛出 UserError。
+        """
+        shortest = len(self.prefix(self.tok.encode(question_text(""))))
+        if shortest + MIN_BODY > max_len:
+            raise common.UserError(
+                f"上下文太短：光是对话格式就要 {shortest} 个 token，全长只有 {max_len}\n"
+                "请调大 MAX_SEQ_LEN 或分词器的 VOCAB_SIZE"
+            )
+        limit = max(max_len - room, shortest)
         prefix = self.prefix(self.tok.encode(question_text(prompt)))
-        while len(prefix) > limit and prompt:
+        while len(prefix) > limit:
             keep = int(len(prompt) * limit / len(prefix))
             prompt = prompt[: min(keep, len(prompt) - 1)].rstrip()
             prefix = self.prefix(self.tok.encode(question_text(prompt)))
-        if len(prefix) > limit:
-            raise common.UserError(
-                f"上下文太短：光是对话格式就要 {len(prefix)} 个 token，只给了 {limit} 个\n"
-                "请调大 MAX_SEQ_LEN 或 VOCAB_SIZE"
-            )
         return prefix
 
     def documents(self, prompt: str, question: list, answer: list, max_len: int) -> list:
@@ -92,9 +97,9 @@ class ChatFormat:
         """
         prefix = self.prefix(question)
         if len(prefix) + len(answer) + 1 > max_len:
-            room = max(min(len(answer) + 1, max_len // 2), MIN_BODY)
+            room = min(len(answer) + 1, max_len // 2)
             if len(prefix) + room > max_len:
-                prefix = self.fit(prompt, max_len - room)
+                prefix = self.fit(prompt, max_len, room)
         spans = self._spans(answer, max_len - len(prefix))
         return [self._document(prefix, answer, *span) for span in spans]
 
@@ -110,7 +115,7 @@ class ChatFormat:
         while total + 1 - context > capacity:
             last = self._cut(answer, first, min(context + capacity, total - 1))
             spans.append((context, first, last))
-            context = self._context(answer, max(first, last - capacity // OVERLAP), last)
+            context = self._context(answer, first, last, capacity // OVERLAP)
             first = last
         return [*spans, (context, first, total)]
 
@@ -124,10 +129,14 @@ class ChatFormat:
                 return cut
         return limit
 
-    def _context(self, answer, earliest, last):
-        """续篇从哪里开始重述：[earliest, last) 里第一个行首，没有就取第一个字的开头。"""
-        for place in range(max(earliest, 1), last):
-            if self._piece(answer[place - 1])[0]:
+    def _context(self, answer, first, last, most):
+        """续篇从哪里开始重述：末尾 most 个 token 里第一个行首；一行比这长就重述这一行，
+        长过两倍时从一个字的开头开始。都不早于 first。
+        """
+        earliest = max(first, last - most)
+        before = range(earliest - 1, max(first, last - 2 * most) - 1, -1)
+        for place in [*range(earliest, last), *before]:
+            if place and self._piece(answer[place - 1])[0]:
                 return place
         for place in range(earliest, last):
             if self._piece(answer[place])[1]:
@@ -143,10 +152,10 @@ class ChatFormat:
 
 
 def render(tok, prompt: str, max_len: int | None = None) -> list[int]:
-    """提问的 ids，直到 assistant\\n 为止；给了 max_len 时，过长的提示词从末尾删到放得下。"""
+    """提问的 ids，直到 assistant\\n 为止；给了 max_len 时，提示词至多占一半，过长的从末尾删字。"""
     chat = ChatFormat(tok)
     if max_len is not None:
-        return chat.fit(prompt, max_len)
+        return chat.fit(prompt, max_len, max_len // 2)
     return chat.prefix(tok.encode(question_text(prompt)))
 
 
@@ -200,16 +209,16 @@ def opening(text: str) -> str | None:
 
 _IMAGE_TEXT = """
     月亮 太阳 星星 天空 大海 河流 月光 阳光 星空 春天 夏天 秋天 冬天 黄昏 黎明 清晨 夜晚 黑夜
-    雪花 雨水 大雪 雷声 闪电 彩虹 云朵 大雾 露水 霜 雪 雨 风 云 雾 海 河 湖 溪 山 月 星 火 光
+    雪花 雨水 大雪 雷声 闪电 彩虹 云朵 大雾 露水 霜 雪 雨 风 云 雾 海 河 湖 溪 山 月 星 火
     草原 沙漠 森林 田野 麦田 稻田 山谷 悬崖 岛屿 沙滩 海浪 潮水 波浪 石头 泥土 尘土 沙子 岩石
     树 花 草 叶子 落叶 种子 果实 玫瑰 桃花 梅花 荷花 菊花 向日葵 蒲公英 竹子 柳树 梧桐 银杏 松树
-    麦子 稻子 玉米 高粱 棉花 苹果 橘子 葡萄 石榴 鸟 鱼 马 狗 猫 羊 牛 蛇 狼 鹰 蝴蝶 蜻蜓 蜜蜂
+    麦子 稻子 玉米 高粱 棉花 苹果 橘子 葡萄 石榴 鸟 鱼 狗 猫 羊 蛇 狼 鹰 蝴蝶 蜻蜓 蜜蜂
     蚂蚁 蜗牛 蝉 萤火虫 燕子 麻雀 乌鸦 鸽子 大雁 天鹅 老虎 狮子 骆驼 老鼠 蜘蛛 青蛙
     母亲 父亲 祖母 祖父 孩子 女儿 儿子 妻子 姐姐 弟弟 老人 少年 姑娘 诗人 农民 工人 士兵
     故乡 祖国 村庄 城市 小镇 北京 江南 长江 黄河 草地 广场 街道 小巷 车站 火车 地铁 飞机 轮船 船
-    桥 路 门 窗 窗户 房子 屋顶 院子 墙 楼梯 阳台 厨房 医院 学校 教堂 寺庙 坟墓 监狱 花园 公园
-    灯 路灯 蜡烛 镜子 钟表 钥匙 椅子 桌子 床 书 信 照片 衣服 鞋子 伞 碗 酒 茶 咖啡 面包 盐 刀 枪
-    手 眼睛 头发 脸 嘴唇 眼泪 血 骨头 心脏 影子 梦 灵魂 声音 歌 琴 鼓 钟声 脚步 翅膀 羽毛
+    桥 窗 窗户 房子 屋顶 院子 墙 楼梯 阳台 厨房 医院 学校 教堂 寺庙 坟墓 监狱 花园 公园
+    灯 路灯 蜡烛 镜子 钟表 钥匙 椅子 桌子 照片 衣服 鞋子 伞 碗 酒 茶 咖啡 面包 盐
+    眼睛 头发 脸 嘴唇 眼泪 血 骨头 心脏 影子 梦 灵魂 声音 歌 琴 鼓 钟声 脚步 翅膀 羽毛
     爱情 思念 离别 孤独 死亡 生命 时间 童年 青春 回忆 命运 自由 战争 沉默 等待 远方 道路 旅途
     生日 节日 新年 中秋 清明 婚礼 葬礼 告别 归来 流浪 劳动 收获 饥饿 疾病 衰老 出生 睡眠 失眠
 """
@@ -221,10 +230,14 @@ _EMPTY_CHARS = frozenset(
 
 
 def theme_words(text: str, title: str = "", most: int = 3) -> list[str]:
-    """诗里的意象，最突出的在前：常见意象词按出现次数（题目里的加倍）与词长排；没有就取反复出现的二字词。"""
+    """诗里的意象，最突出的在前，至多 most 个；一个也没有时为空。
+
+    常见的意象词按出现次数（题目里的加倍）与词长排；一个常见的都没有时，取反复出现的二字词。
+    """
+    there = [word for word in IMAGES if word in text]
     found = []
-    for word in IMAGES:
-        if word in text:
+    for word in there:
+        if not any(word in longer for longer in there if longer != word):  # 有“月亮”就不说“月”
             weight = (text.count(word) + 2 * title.count(word)) * len(word)
             found.append((-weight, text.index(word), word))
     if found:
@@ -313,9 +326,13 @@ def _clauses(author, line, heads):
     return [*clauses, f"藏头是“{heads}”"] if heads else clauses
 
 
+_NO_AUTHOR = frozenset(("佚名", "无名", "无名氏", "匿名", "未知", "不详"))
+
+
 def _facts(kind, poem):
     """一种提示词要填的内容（compose 的参数名 → 值）；这首诗用不上这种提示词时为 None。"""
     title, author = poem["title"].strip(), poem["author"].strip()
+    author = "" if author in _NO_AUTHOR else author
     if kind == "title_author":
         return {"title": title, "author": author} if title and author else None
     if kind == "author":
@@ -454,7 +471,9 @@ def _spread(weights, count, rng):
 
 # ── chat() 的控制项 ───────────────────────────────────────────────────
 
-_ASKS = re.compile(r"(请|帮我|给我|替我|再)*.{0,6}(写|作|来)")
+_ASKS = re.compile(
+    r"请?(帮我|给我|为我|替我|再)?(用.{1,20}|以.{1,20})?(写|作|来|讲)[一几两]?[首篇段些写]"
+)
 
 
 def request(
@@ -483,7 +502,7 @@ def request(
 
 def _is_ask(question):
     """问题是不是一句“写一首……的诗”，而不是题目。"""
-    return bool(_ASKS.match(question)) and "诗" in question
+    return _ASKS.match(question) is not None
 
 
 def request_kinds(
