@@ -16,7 +16,7 @@ from array import array
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Iterable, NamedTuple
+from typing import BinaryIO, Iterable, NamedTuple
 
 import numpy as np
 
@@ -145,10 +145,14 @@ def _width(text: str) -> int:
 
 
 def _shorten(text: str, limit: int = 60) -> str:
-    """例子只留一行开头；写不进 UTF-8 的字符换掉。"""
+    """例子只留一行开头，写不进 UTF-8 的字符换掉。"""
     line = " / ".join(text.split("\n"))
     line = line[:limit] + "…" if len(line) > limit else line
-    return line.encode("utf-8", "replace").decode("utf-8")
+    return _printable(line)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 # ── 第一遍：读、改、挑 ────────────────────────────────────────────────
@@ -170,7 +174,8 @@ class Index:
 
     def add(self, where: str, poem: mend.Poem) -> None:
         record = {"title": poem.title, "para": poem.para, "author": poem.author}
-        line = f"{where}\t{json.dumps(record, ensure_ascii=False)}\n".encode()
+        where = where.replace("\t", " ").replace("\n", " ")  # 文件名里什么都可能有
+        line = f"{where}\t{json.dumps(record, ensure_ascii=False)}\n".encode("utf-8", "replace")
         self.spill.write(line)
         self.offsets.append(self._position)
         self._position += len(line)
@@ -223,8 +228,6 @@ def collect(files: list[sources.SourceFile], index: Index, report: Report, min_c
                 raise common.UserError(
                     f"{error}\n没有改动任何文件。改好这一处后请运行：python data_clean.py"
                 ) from error
-            except OSError as error:
-                raise common.UserError(f"读不了 {file.path}：{error}") from error
 
 
 def _take(raw: sources.RawPoem, index: Index, report: Report, min_chars: int) -> None:
@@ -240,7 +243,7 @@ def _take(raw: sources.RawPoem, index: Index, report: Report, min_chars: int) ->
         return
     for note in (*raw.notes, *poem.mends):
         report.mended.add(note, where=raw.where, title=poem.title)
-    index.add(raw.where.replace("\t", " ").replace("\n", " "), poem)
+    index.add(raw.where, poem)
 
 
 # ── 重复 ──────────────────────────────────────────────────────────────
@@ -461,8 +464,8 @@ def _make_room(job: Job, work_dir: str) -> str:
 # ── 全程 ──────────────────────────────────────────────────────────────
 
 
-def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> dict[str, Any]:
-    """清洗一次，写出 all_poems.json、clean_report.json、clean_lengths.png，返回报告。
+def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Report:
+    """清洗一次，写出 all_poems.json 与 clean_report.json，返回报告。
 
     出错（UserError）时已有的文件都不改动。
     """
@@ -480,14 +483,14 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> dic
         copy_of, exact = find_copies(index, near_copy)
         with common.atomic_write(Path(work_dir) / OUTPUT, "wb") as file:
             sha256 = write_poems(index, copy_of, exact, file, report)
-            summary = report.to_dict(str(job.source), sha256)
+            summary = report.to_dict(_printable(str(job.source)), sha256)
             with common.atomic_write(Path(work_dir) / REPORT) as report_file:
                 json.dump(summary, report_file, ensure_ascii=False, indent=1)
             kept = _make_room(job, work_dir)
     print(report.text())
     if kept:
         print(f"\n{kept}")
-    return {**summary, "_lengths": report.lengths}
+    return report
 
 
 def _nothing_left(source: Path, report: Report) -> str:
@@ -502,9 +505,15 @@ def _nothing_left(source: Path, report: Report) -> str:
 
 def main() -> None:
     config.load(__doc__)
-    summary = clean(config.RAW_DATA, config.WORK_DIR, config.MIN_CHARS, config.NEAR_COPY)
+    try:
+        report = clean(config.RAW_DATA, config.WORK_DIR, config.MIN_CHARS, config.NEAR_COPY)
+    except OSError as error:
+        raise common.UserError(
+            f"读写文件时出错：{error}\n"
+            "已有的文件没有改动。请检查磁盘空间与权限，再运行：python data_clean.py"
+        ) from error
     picture = Path(config.WORK_DIR) / PICTURE
-    drawn = draw_lengths(summary["_lengths"], picture)
+    drawn = draw_lengths(report.lengths, picture)
     print(f"\n写出 {Path(config.WORK_DIR) / OUTPUT}、{REPORT}" + (f"、{PICTURE}" if drawn else ""))
     print("下一步：python hug_face_tokenizer.py")
 

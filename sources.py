@@ -164,19 +164,24 @@ def _read_json(file: SourceFile, on_encoding: OnFile, on_read: OnRead) -> Iterat
 
 def _flatten(value: Any, author: str, depth: int = 0) -> Iterator[tuple[Any, str]]:
     """拆开外面的包装（{"poems": […]}、诗集套诗），给出（记录, 继承来的作者）。"""
-    if isinstance(value, dict):
-        groups = [item for item in value.values() if _holds_records(item)]
-        if groups and depth < 4 and not isinstance(_pick(value, STANZA_KEYS), (str, list)):
-            author = _text(_pick(value, AUTHOR_KEYS)) or author
-            for group in groups:
-                for item in group:
-                    yield from _flatten(item, author, depth + 1)
-            return
-    elif isinstance(value, list) and depth < 4 and _holds_records(value):
-        for item in value:
-            yield from _flatten(item, author, depth + 1)
-        return
-    yield value, author
+    groups = _inner_records(value) if depth < 4 else []
+    if not groups:
+        yield value, author
+    elif isinstance(value, dict):
+        author = _text(_pick(value, AUTHOR_KEYS)) or author
+    for item in groups:
+        yield from _flatten(item, author, depth + 1)
+
+
+def _inner_records(value: Any) -> list:
+    """包装里面的记录；value 自己就是一首诗（或什么也不是）时为空。"""
+    if isinstance(value, list):
+        return value if _holds_records(value) else []
+    if not isinstance(value, dict):
+        return []
+    body = _pick(value, BODY_KEYS)
+    candidates = value.values() if body is None else [body]
+    return [item for group in candidates if _holds_records(group) for item in group]
 
 
 def _holds_records(value: Any) -> bool:

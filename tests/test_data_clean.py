@@ -148,6 +148,21 @@ def test_wrapped_and_nested_json(raw: Path, work: Path) -> None:
     ]
 
 
+def test_other_lists_in_a_record_do_not_hide_the_poem(raw: Path, work: Path) -> None:
+    value = {"title": "春", "author": "某", "paragraphs": [verse(1)], "notes": [{"text": verse(2)}]}
+    write(raw / "a.json", [value])
+    assert [item["para"] for item in clean(raw, work)] == [[verse(1)]]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="文件名只能是 Unicode")
+def test_undecodable_file_names(raw: Path, work: Path) -> None:
+    for n, name in enumerate((b"\xff\n\t.json", b"\xfe.png")):
+        with open(os.path.join(os.fsencode(raw), name), "wb") as file:
+            file.write(json.dumps([poem(n), poem(n)]).encode())
+    assert len(clean(raw, work)) == 1
+    assert counts(work) == {data_clean.EXACT_COPY: 1}
+
+
 def test_raw_data_may_be_one_file_also_without_suffix(tmp_path: Path, work: Path) -> None:
     path = write(tmp_path / "corpus", "\n".join(json.dumps(poem(n)) for n in range(3)))
     assert len(clean(path, work)) == 3
