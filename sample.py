@@ -82,10 +82,11 @@ def _widest(wanted, temperature, size):
 
 
 def draw(probs: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """按概率抽样：probs、ids (B, K)；uniform (B,) 在 [0, 1) 里均匀。返回 (B,)。"""
+    """按概率抽样：probs、ids (B, K)，从大到小；uniform (B,) 在 [0, 1) 里均匀。返回 (B,)。"""
     edges = probs.cumsum(-1)
     chosen = (edges <= uniform.view(-1, 1) * edges[:, -1:]).sum(-1, keepdim=True)
-    return ids.gather(1, chosen.clamp_(max=ids.size(1) - 1)).squeeze(1)
+    last = (probs > 0).sum(-1, keepdim=True) - 1
+    return ids.gather(1, torch.minimum(chosen, last)).squeeze(1)
 
 
 def pick(logits: torch.Tensor, uniform: torch.Tensor, **options) -> torch.Tensor:

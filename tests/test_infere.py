@@ -1,0 +1,445 @@
+"""chat()、逐步解码、控制项、连续批处理与对话命令：随机权重的小模型，各有对照。"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+import common
+import config
+import engine
+import infere
+import prompt
+import sample
+from decode import Decoder
+from tests import tiny_model
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_model.save(path / "best_model.bin")
+    return path
+
+
+@pytest.fixture
+def poet(folder, monkeypatch):
+    monkeypatch.setattr(config, "WORK_DIR", str(folder))
+    monkeypatch.setattr(config, "DEVICE", "cpu")
+    monkeypatch.setattr(config, "MAX_NEW_TOKENS", 60)
+    return engine.Poet.load("", str(folder), "cpu")
+
+
+def full_forward(poet, ids):
+    """不用缓存的对数几率 (V,)。"""
+    with torch.no_grad():
+        return poet.model(torch.tensor([ids]))[0, -1]
+
+
+# ── 解码 ──────────────────────────────────────────────────────────────
+
+
+def test_decoder_equals_full_forward(poet):
+    ids = torch.randint(3, poet.tok.vocab_size, (40,)).tolist()
+    with torch.no_grad():
+        full = poet.model(torch.tensor([ids]))[0]
+    decoder = Decoder(poet.model)
+    cache = decoder.new_cache(2)
+    assert torch.allclose(decoder.prefill(cache, 0, ids[:10]), full[9], atol=1e-4)
+    for place in range(10, 40):
+        logits = decoder.step(cache, [ids[place]], [place])
+        assert torch.allclose(logits[0], full[place], atol=1e-4)
+
+
+def test_decoder_rows_of_different_length(poet):
+    ids = torch.randint(3, poet.tok.vocab_size, (40,)).tolist()
+    with torch.no_grad():
+        full = poet.model(torch.tensor([ids]))[0]
+    decoder = Decoder(poet.model)
+    cache = decoder.new_cache(3)
+    for row, length in enumerate((5, 17, 9)):
+        decoder.prefill(cache, row, ids[:length])
+    for step in range(10):
+        places = [length + step for length in (5, 17, 9)]
+        logits = decoder.step(cache, [ids[place] for place in places], places)
+        assert torch.allclose(logits, full[places], atol=1e-4)
+
+
+@pytest.mark.parametrize("question", ["春天", "一只鸟在想方向", "abc🌙"])
+def test_greedy_equals_full_forward(poet, question):
+    ids = prompt.render(poet.tok, question)
+    expected = list(ids)
+    for _ in range(60):
+        token = int(full_forward(poet, expected).argmax())
+        if token in (poet.tok.end_id, poet.tok.pad_id):
+            break
+        expected.append(token)
+    text = poet.tok.decode(expected[len(ids) :]).replace("\ufffd", "").strip()
+    assert infere.chat(question, temperature=0, repetition_penalty=1) == text
+
+
+def test_penalty_and_ngram_equal_a_plain_loop(poet):
+    """整条路径与逐步重算的朴素写法逐 token 相同。"""
+    request = poet.request("春天的花", temperature=0, repetition_penalty=1.5, no_repeat_ngram=2)
+    request.options.__dict__["max_new_tokens"] = 40
+    row = engine.Row(poet, request, 1)
+    session = engine.Session(poet, 1)
+    session.start([row])
+    while session.step():
+        pass
+    seen, tokens = [t for t in request.seen if row.counts(t)], []
+    while len(tokens) < 40:
+        logits = full_forward(poet, request.prompt + tokens)
+        for token in set(seen):
+            logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
+        banned = sample.repeated_ngrams(tokens, 2)
+        logits[list(banned)] = -torch.inf
+        tokens.append(int(logits.argmax()))
+        if row.counts(tokens[-1]):
+            seen.append(tokens[-1])
+        if tokens[-1] in row.stops:
+            break
+    assert row.tokens == tokens
+
+
+def test_marks_and_line_breaks_are_not_penalised(poet):
+    row = engine.Row(poet, poet.request("春"), 1)
+    comma, line_feed = poet.tok.encode("，")[-1], poet.tok.encode("\n")[0]
+    assert not row.counts(line_feed) and not row.counts(poet.tok.end_id)
+    assert row.counts(poet.tok.encode("花")[0])
+    asked = engine.Row(poet, poet.request("春", penalize_marks=True), 1)
+    assert asked.counts(line_feed) and asked.counts(comma)
+
+
+# ── 种子、长短、上下文 ────────────────────────────────────────────────
+
+
+def test_seed_fixes_the_poem(poet):
+    first = infere.chat("春天", seed=7, temperature=1.2)
+    assert first == infere.chat("春天", seed=7, temperature=1.2)
+    others = {infere.chat("春天", seed=seed, temperature=1.2) for seed in range(5)}
+    assert len(others) > 1
+
+
+def test_stream_equals_chat_and_never_splits_a_character(poet):
+    for seed in range(6):
+        options = {"seed": seed, "temperature": 1.5, "top_k": 0}
+        pieces = list(infere.chat_stream("春天", **options))
+        assert "".join(pieces) == infere.chat("春天", **options)
+        assert all(piece and "\ufffd" not in piece for piece in pieces)
+
+
+def test_length_limits(poet):
+    request = poet.request("春天", max_new_tokens=5, min_new_tokens=5, seed=1)
+    rows = [row for _, _, row in poet.poems(request)]
+    assert rows[-1].written == 5 and rows[-1].finish_reason == "length"
+
+
+def test_stop_context_never_exceeds_the_window(poet):
+    request = poet.request("春天", max_new_tokens=500, min_new_tokens=500, seed=1)
+    row = [row for _, _, row in poet.poems(request)][-1]
+    assert row.finish_reason == "length"
+    assert len(row.prompt) + len(row.tokens) == poet.config.max_seq_len
+
+
+def test_slide_context_goes_on(poet):
+    options = {"max_new_tokens": 300, "min_new_tokens": 300, "seed": 1, "context": "slide"}
+    row = [row for _, _, row in poet.poems(poet.request("春天", **options))][-1]
+    assert row.written == 300 and row.place < poet.config.max_seq_len
+
+
+def test_candidates_are_ranked_and_include_the_single_poem(poet):
+    single = infere.chat("春天", seed=3, temperature=1.0)
+    several = infere.chat("春天", seed=3, temperature=1.0, n=4)
+    assert isinstance(several, list) and len(several) == 4 and single in several
+    assert several == infere.chat("春天", seed=3, temperature=1.0, n=4)
+
+
+# ── 控制项 ────────────────────────────────────────────────────────────
+
+
+def lines_of(text):
+    return prompt.verse_lines(text)
+
+
+@pytest.mark.parametrize("heads", ["春夏秋冬", "龘鸟A月", "山", "🌙花"])
+@pytest.mark.parametrize("seed", range(3))
+def test_acrostic_is_guaranteed(poet, heads, seed):
+    for options in ({}, {"temperature": 0}, {"temperature": 2.0, "top_k": 0}):
+        text = infere.chat("季节", acrostic=heads, seed=seed, max_new_tokens=90, **options)
+        assert "".join(line[0] for line in text.split("\n") if line.strip()) == heads
+
+
+@pytest.mark.parametrize("lines", [1, 2, 5])
+def test_number_of_lines(poet, lines):
+    for seed in range(3):
+        text = infere.chat("春天", lines=lines, seed=seed, max_new_tokens=90, temperature=1.0)
+        assert len(lines_of(text)) == lines
+
+
+def test_first_line(poet):
+    text = infere.chat("春天", first_line="月亮照在窗前", seed=1)
+    assert text.split("\n")[0] == "月亮照在窗前"
+
+
+def test_length_is_near(poet):
+    for seed in range(4):
+        text = infere.chat("春天", length=20, seed=seed, max_new_tokens=110, temperature=1.0)
+        assert 14 <= prompt.count_chars(text) <= 34
+
+
+def test_rhyme(poet):
+    rhyme = pytest.importorskip("rhyme")
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
+    ends = []
+    for seed in range(6):
+        options = {"seed": seed, "lines": 4, "max_new_tokens": 110, "temperature": 1.0}
+        pieces = list(infere.chat_stream("远方", rhyme="江阳", **options))
+        text = "".join(pieces)
+        assert text == infere.chat("远方", rhyme="江阳", **options)
+        ends += [rhyme.line_group(line) for line in lines_of(text)]
+    plain = []
+    for seed in range(6):
+        text = infere.chat("远方", seed=seed, lines=4, max_new_tokens=110, temperature=1.0)
+        plain += [rhyme.line_group(line) for line in lines_of(text)]
+    assert ends.count("江阳") > plain.count("江阳") + 5
+
+
+def test_rhyme_without_pypinyin(poet, monkeypatch):
+    import rhyme
+
+    rhyme.group.cache_clear()
+    monkeypatch.setitem(sys.modules, "pypinyin", None)
+    with pytest.raises(common.UserError, match="pip install pypinyin"):
+        infere.chat("春天", rhyme=True)
+    rhyme.group.cache_clear()
+
+
+def test_untrained_control_is_warned_about(tmp_path, monkeypatch):
+    tiny_model.save(tmp_path / "best_model.bin", kinds=["title"])
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    with pytest.warns(UserWarning, match="没有练过"):
+        infere.chat("春天", acrostic="春天", max_new_tokens=30, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infere.chat("春天", max_new_tokens=5, seed=1)
+
+
+# ── 坏输入 ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "words"),
+    [
+        ("", {}, "空的"),
+        ("  \n", {}, "空的"),
+        (None, {}, "空的"),
+        (3.5, {}, "应当是文字"),
+        (["春"], {}, "应当是文字"),
+        ("春\x00天", {}, "控制字符"),
+        ("春\x1b[2J", {}, "控制字符"),
+        ("很长" * 500, {}, "128"),
+        ("长" * 10**6, {}, "太长"),
+        ("春", {"temperature": -1}, "≥ 0 且 ≤ 10"),
+        ("春", {"temperature": float("nan")}, "≥ 0 且 ≤ 10"),
+        ("春", {"temperature": "热"}, "应当是数"),
+        ("春", {"top_k": 1.5}, "整数"),
+        ("春", {"top_p": 0}, "> 0 且 ≤ 1"),
+        ("春", {"min_p": 2}, "≤ 1"),
+        ("春", {"repetition_penalty": 0}, "≥ 0.1"),
+        ("春", {"max_new_tokens": 0}, "≥ 1"),
+        ("春", {"n": 0}, "≥ 1"),
+        ("春", {"lines": 0}, "≥ 1 且 ≤ 60"),
+        ("春", {"length": 1}, "≥ 4"),
+        ("春", {"acrostic": "春夏", "lines": 3}, "不符"),
+        ("春", {"acrostic": "春 夏"}, "不含空白"),
+        ("春", {"acrostic": "春夏秋冬", "max_new_tokens": 10}, "max_new_tokens"),
+        ("春", {"acrostic": "春夏", "first_line": "山"}, "不符"),
+        ("春", {"context": "jump"}, "stop"),
+        ("春", {"rhyme": "xyz"}, "江阳"),
+    ],
+)
+def test_bad_input(poet, question, options, words):
+    with pytest.raises(common.UserError, match=words):
+        infere.chat(question, **options)
+
+
+def test_no_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    with pytest.raises(common.UserError, match="train_gpt"):
+        infere.chat("春天")
+
+
+def test_damaged_model(tmp_path, monkeypatch):
+    path = tmp_path / "best_model.bin"
+    tiny_model.save(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    with pytest.raises(common.UserError, match=r"损坏|校验"):
+        infere.chat("春天")
+
+
+def test_surrogates_in_the_question(poet):
+    assert isinstance(infere.chat("春\ud800天", seed=1, max_new_tokens=5), str)
+
+
+# ── 载入 ──────────────────────────────────────────────────────────────
+
+
+def test_import_loads_nothing(tmp_path):
+    code = "import sys, infere; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
+def test_model_is_loaded_once_and_reloaded_when_it_changes(tmp_path):
+    path = tmp_path / "best_model.bin"
+    tiny_model.save(path, seed=1)
+    first = engine.Poet.load("", str(tmp_path))
+    assert engine.Poet.load("", str(tmp_path)) is first
+    tiny_model.save(path, seed=2, note="另一次训练")
+    assert engine.Poet.load("", str(tmp_path)) is not first
+
+
+def test_chat_reads_config_at_call_time(poet, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--TEMPERATURE=oops"])
+    monkeypatch.setattr(config, "MAX_NEW_TOKENS", 3)
+    short = infere.chat("春天", temperature=0)
+    monkeypatch.setattr(config, "MAX_NEW_TOKENS", 40)
+    assert len(infere.chat("春天", temperature=0)) > len(short)
+
+
+# ── 连续批处理 ────────────────────────────────────────────────────────
+
+REQUESTS = [
+    ("春天", {"seed": 1}),
+    ("一只鸟在想方向", {"seed": 2, "temperature": 1.3, "top_k": 0, "top_p": 0.9}),
+    ("月亮", {"seed": 3, "temperature": 0}),
+    ("故乡", {"seed": 4, "acrostic": "春夏秋冬", "max_new_tokens": 70}),
+    ("雪", {"seed": 5, "max_new_tokens": 7}),
+    ("河", {"seed": 6, "lines": 3, "repetition_penalty": 1.0}),
+    ("风", {"seed": 7, "no_repeat_ngram": 2, "min_p": 0.05}),
+]
+
+
+def test_engine_equals_chat(poet):
+    machine = infere.Engine(poet, max_rows=3)
+    try:
+        options = {"max_new_tokens": 60}
+        handles = [machine.submit(text, **{**options, **given}) for text, given in REQUESTS]
+        results, threads = {}, []
+        for index, handle in enumerate(handles):
+            read = threading.Thread(
+                target=lambda i=index, h=handle: results.update({i: "".join(h)})
+            )
+            read.start()
+            threads.append(read)
+        for read in threads:
+            read.join(timeout=60)
+        for index, (text, given) in enumerate(REQUESTS):
+            assert results[index] == infere.chat(text, **given)
+            assert handles[index].finish_reason in ("stop", "length")
+            assert handles[index].completion_tokens > 0
+        assert handles[4].completion_tokens <= 7
+        assert handles[0].prompt_tokens == len(prompt.render(poet.tok, "春天"))
+    finally:
+        machine.close()
+
+
+def test_engine_cancels_and_goes_on(poet):
+    machine = infere.Engine(poet, max_rows=2)
+    long = {"max_new_tokens": 110, "min_new_tokens": 110, "seed": 1}
+    handles = [machine.submit("春天", **long) for _ in range(3)]
+    handles[0].cancel()
+    handles[2].cancel()
+    "".join(handles[0]), "".join(handles[2])
+    assert handles[0].finish_reason == handles[2].finish_reason == "cancelled"
+    assert "".join(handles[1]) == infere.chat("春天", **long)
+    with pytest.raises(common.UserError):
+        machine.submit("")
+    machine.close()
+    with pytest.raises(common.UserError):
+        machine.submit("春天")
+
+
+# ── 对话 ──────────────────────────────────────────────────────────────
+
+
+def talk(*lines):
+    """把几行依次输给对话，返回屏幕上的全部文字。"""
+    said, pending = [], list(lines)
+
+    def ask(_):
+        if not pending:
+            raise EOFError
+        line = pending.pop(0)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    repl = infere.Repl(ask, said.append)
+    repl.run()
+    return "".join(said), repl
+
+
+def test_repl_answers_and_exits(poet):
+    text, _ = talk("/种子 7", "春天", "exit", "不会读到")
+    assert text.startswith("Chat with GPT (type 'exit' to quit)\n")
+    assert "回答：" + infere.chat("春天", seed=7) in text and "不会" not in text
+
+
+def test_repl_commands(poet):
+    text, repl = talk("/温度 0.9", "/前k 5", "/藏头 春夏", "/温度", "/历史", "/选项", "/帮助")
+    assert repl.options == {"top_k": 5, "acrostic": "春夏"}
+    assert "/重来" in text
+    text, repl = talk("/温度 99", "/温度 热", "/没有 1", "", "/重来")
+    assert "≥ 0 且 ≤ 10" in text and "应当是数" in text and "/帮助" in text and not repl.options
+
+
+def test_repl_retry_and_interrupt(poet):
+    text, repl = talk("/种子 3", "春天", "/重来", KeyboardInterrupt, "/几首 2", "春天")
+    assert text.count(infere.chat("春天", seed=3)) >= 2
+    assert "回答 2：" in text and repl.history == ["春天", "春天"]
+
+
+def test_repl_interrupt_stops_the_poem_only(poet, monkeypatch):
+    def interrupted(*args, **kwargs):
+        yield "春"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(infere, "chat_stream", interrupted)
+    text, _ = talk("春天", "/历史")
+    assert "春\n（停下了）" in text and "1. 春天" in text
+
+
+def test_repl_survives_a_narrow_console(poet, folder):
+    done = subprocess.run(
+        [sys.executable, "infere.py", f"--WORK_DIR={folder}", "--DEVICE=cpu"],
+        input="/种子 1\n春天\nexit\n".encode("gbk"),
+        capture_output=True,
+        cwd=ROOT,
+        env={**__import__("os").environ, "PYTHONIOENCODING": "gbk"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode("gbk", "replace")
+    assert "输入：" in done.stdout.decode("gbk")
+
+
+def test_script_without_a_model(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "infere.py", f"--WORK_DIR={tmp_path}"],
+        capture_output=True,
+        cwd=ROOT,
+        encoding="utf-8",
+        env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
+    assert done.returncode == 1 and "train_gpt" in done.stderr and "Traceback" not in done.stderr
