@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 import subprocess
@@ -114,7 +115,7 @@ def test_documents_equal_the_prompt_module(one, poems, tok):
 def test_numbers_beside_the_documents(one, poems, tok):
     chars = dict.fromkeys(range(len(poems)), 0)
     for index in range(len(one)):
-        ids, mask, poem_id = one.document(index)
+        _, _, poem_id = one.document(index)
         body = prompt.body(poems[poem_id])
         chars[poem_id] += int(one.chars[index])
         assert one.kind(index) == "title"
@@ -347,7 +348,8 @@ def test_find_tokenizer(tmp_path):
 
 def run(script, folder, *options):
     command = [sys.executable, str(ROOT / script), f"--WORK_DIR={folder}", *options]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    env = {**os.environ, "PYTHONUTF8": "1"}
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=env)
 
 
 def test_scripts_end_to_end(source, tok, tmp_path):
