@@ -199,12 +199,9 @@ def line_heads(text: str) -> str | None:
 
 
 def opening(text: str) -> str | None:
-    """可以拿来让人接着写的开头：第一行；太长时取它的第一句，还是太长则为 None。"""
+    """可以拿来让人接着写的第一行；太短或太长时为 None。"""
     lines = verse_lines(text)
-    first = lines[0] if lines else ""
-    if len(first) > 30:
-        first = re.split(r"[，。！？；：,.!?;:]", first)[0]
-    return first if 2 <= len(first) <= 30 else None
+    return lines[0] if lines and 2 <= len(lines[0]) <= 30 else None
 
 
 _IMAGE_TEXT = """

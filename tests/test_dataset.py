@@ -162,6 +162,13 @@ def test_poems_without_body_are_skipped_but_keep_their_number(tok, tmp_path):
         assert data.poem_info(2)["title"] == poems[2]["title"]
 
 
+def test_poems_without_title_and_author(tok, tmp_path):
+    source = write_poems(tmp_path / "p.json", [{"title": "", "para": ["风"], "author": ""}])
+    data, _ = build(source, tok, tmp_path / "d.bin")
+    with data:
+        assert data.val_is_train and data.poem_info(0) == {"title": "", "author": ""}
+
+
 # ── 划分 ──────────────────────────────────────────────────────────────
 
 
