@@ -65,10 +65,10 @@ _NUMBERS = {
     "seed": ("seed", int, -(1 << 63), (1 << 64) - 1),
     "max_tokens": ("max_new_tokens", int, 1, 1 << 31),
     "max_completion_tokens": ("max_new_tokens", int, 1, 1 << 31),
-    "lines": ("lines", int, 1, 100),
-    "length": ("length", int, 1, 2000),
+    "lines": ("lines", int, 1, 60),
+    "length": ("length", int, 4, 2000),
 }
-_TEXTS = {"author": 40, "first_line": 200, "acrostic": 64}
+_TEXTS = {"author": 40, "first_line": 200, "acrostic": 60}
 # 做不到的参数：给了起作用的值就明说，而不是装作照办
 _UNSUPPORTED = {
     "tools": "工具调用",
@@ -157,8 +157,9 @@ def _options(body):
         text = _text(body, name, limit)
         if text:
             options[name] = text
-    if body.get("rhyme") is not None and _flag(body, "rhyme"):
-        options["rhyme"] = True
+    rhyme = body.get("rhyme")  # true、一个字或韵部名
+    if rhyme and (rhyme is True or _text(body, "rhyme", 8)):
+        options["rhyme"] = rhyme
     if "seed" in options:
         options["seed"] %= 1 << 62
     if "top_p" in options:  # OpenAI 允许 0：只留概率最大的词

@@ -45,7 +45,7 @@ _NO_ENGINE = "还没有可用的模型。请先运行 python train_gpt.py，训�
 class Service:
     """写诗的服务：懒加载引擎，限制同时在写与排队的诗的首数。
 
-    load() 返回引擎：engine.submit(question, **options) 给出句柄；句柄可迭代（整字的文字），
+    load() 返回 engine.Engine：submit(question, **options) 给出句柄；句柄可迭代（整字的文字），
     有 cancel()、finish_reason、prompt_tokens、completion_tokens。
     除 load 与 Job 的取字线程外，都在事件循环的线程里运行，所以不用锁。
     """
@@ -468,10 +468,10 @@ def main() -> None:
 
 
 def _load_engine():
-    import infere
+    import engine
 
-    poet = infere.Poet.load(config.CHECKPOINT, config.WORK_DIR)
-    return infere.Engine(poet, max_rows=min(MAX_ROWS, config.MAX_CONCURRENT))
+    poet = engine.Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE)
+    return engine.Engine(poet, max_rows=min(MAX_ROWS, config.MAX_CONCURRENT))
 
 
 def _load_first(service):
@@ -491,7 +491,9 @@ def _defaults():
         "top_p": config.TOP_P,
         "min_p": config.MIN_P,
         "repetition_penalty": config.REPETITION_PENALTY,
+        "no_repeat_ngram": config.NO_REPEAT_NGRAM,
         "max_new_tokens": config.MAX_NEW_TOKENS,
+        "context": config.CONTEXT,
     }
 
 

@@ -165,7 +165,7 @@ def test_several_candidates_with_controls(page, site):
     page.fill("#lines", "4")
     page.fill("#acrostic", "春夏秋冬")
     page.fill("#seed", "11")
-    page.check("#rhyme")
+    page.select_option("#rhyme", "江阳")
     page.click("#options .close")
     ask(page, "雪")
     written(page, 3)
@@ -174,9 +174,12 @@ def test_several_candidates_with_controls(page, site):
     assert boxes[0]["x"] < boxes[1]["x"] < boxes[2]["x"] and boxes[0]["y"] == boxes[2]["y"]
     options = site[0].asked[-1][1]
     assert (options["author"], options["lines"], options["acrostic"]) == ("海子", 4, "春夏秋冬")
-    assert options["rhyme"] is True and options["temperature"] == 1
+    assert options["rhyme"] == "江阳" and options["temperature"] == 1
     page.reload()
-    assert "藏头「春夏秋冬」" in page.text_content("#summary")
+    assert "藏头「春夏秋冬」 · 押江阳韵" in page.text_content("#summary")
+    page.click("#write")  # 有藏头就可以没有题目
+    written(page, 3)
+    assert page.text_content("#title") == "无题" and site[0].asked[-1][0] == ""
     page.click("#show-options")
     page.click("#reset")
     assert page.text_content("#summary") == "平常"

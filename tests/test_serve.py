@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -382,6 +383,85 @@ def test_official_client(tmp_path):
         wrong = openai.OpenAI(base_url=url + "/v1", api_key="sk-y", max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             wrong.models.list()
+
+
+# ── 真的引擎（随机权重的小模型）───────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def poet():
+    pytest.importorskip("tokenizers", reason="没有安装 tokenizers")
+    import checkpoint
+    import engine
+
+    state = server.tiny_state()
+    model, tok = checkpoint.rebuild(state)
+    return engine.Poet(model, tok, state["prompt_kinds"])
+
+
+@pytest.fixture()
+def real(poet, tmp_path):
+    pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
+    import engine
+
+    service = server.service(engine.Engine(poet, max_rows=4), tmp_path, limit=64)
+    with server.running(service) as url:
+        yield service, url
+
+
+def alone(poet, question, **options):
+    """不经服务器、单独写的同一首诗。"""
+    request = poet.request(question, **{**server.DEFAULTS, **options})
+    return "".join(text for _, text, _ in poet.poems(request))
+
+
+def test_many_clients_get_their_own_poems(poet, real):
+    import httpx
+
+    def one(number):
+        question = f"第{number}个题目"
+        body = {"messages": [{"role": "user", "content": question}], "max_tokens": 24}
+        body.update(seed=number, stream=number % 2 == 0)
+        response = httpx.post(real[1] + CHAT, json=body, timeout=60)
+        if not body["stream"]:
+            return response.json()["choices"][0]["message"]["content"]
+        return "".join(c["choices"][0]["delta"].get("content", "") for c in events(response))
+
+    with ThreadPoolExecutor(12) as pool:
+        texts = list(pool.map(one, range(24)))
+    wanted = [alone(poet, f"第{k}个题目", seed=k, max_new_tokens=24) for k in range(24)]
+    assert texts == wanted
+    assert len(set(wanted)) > 12
+
+
+def test_real_controls_usage_and_errors(poet, real):
+    import httpx
+
+    def post(**fields):
+        body = {"messages": [{"role": "user", "content": "春天"}], "seed": 1, **fields}
+        return httpx.post(real[1] + CHAT, json=body, timeout=60)
+
+    answer = post(acrostic="春夏秋", max_tokens=90).json()
+    lines = [line for line in answer["choices"][0]["message"]["content"].split("\n") if line]
+    assert [line[0] for line in lines] == list("春夏秋")
+    assert answer["usage"]["prompt_tokens"] == len(poet.request("春天", acrostic="春夏秋").prompt)
+    short = post(max_tokens=5, temperature=0).json()
+    assert short["choices"][0]["finish_reason"] == "length"
+    assert short["usage"]["completion_tokens"] == 5
+    for wrong in ({"acrostic": "春 夏"}, {"rhyme": "？"}, {"lines": 50, "max_tokens": 5}):
+        assert post(**wrong).status_code == 400
+    too_long = post(messages=[{"role": "user", "content": "长" * 500}])
+    assert too_long.status_code == 400 and "上下文" in too_long.json()["error"]["message"]
+
+
+def test_hanging_up_frees_the_real_engine(real):
+    import httpx
+
+    service, url = real
+    body = {"messages": [{"role": "user", "content": "春天"}], "stream": True, "n": 4}
+    with httpx.Client().stream("POST", url + CHAT, json=body) as response:
+        next(response.iter_lines())
+    assert server.wait_until(lambda: not service.running)
 
 
 # ── 训练页的数据 ──────────────────────────────────────────────────────
