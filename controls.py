@@ -13,7 +13,7 @@ import sample
 
 LINE_TOKENS = 48  # 受约束的一行至多这么多 token
 MIN_LINE = 6  # 一行至少要留的 token 数：一个字至多 4 个，换行 1 个
-MIN_RHYME = 1e-5  # 押韵的候选合起来至少要有这么多概率，否则这一行就不押
+MIN_RHYME = 1e-8  # 押韵的候选合起来至少要有这么多概率，否则这一行就不押
 
 
 class Vocabulary:
@@ -108,7 +108,7 @@ class Control:
         forced = self._forced(row)
         if forced is not None:
             return sample.allow_only(logits, torch.tensor(forced, device=logits.device))
-        blank = not self.line.strip()
+        blank = not _visible(self.line)
         if blank and (self.lines or self.length):
             sample.ban(logits, self.vocabulary.newlines())
         if not self._may_stop(blank):
@@ -127,7 +127,7 @@ class Control:
         if self.lines:
             left = self.lines - self.done
             self.width = self.width or min(LINE_TOKENS, max(MIN_LINE, row.remaining // left))
-            if len(row.tokens) - self.start + 1 >= self.width and self.line.strip():
+            if len(row.tokens) - self.start + 1 >= self.width and _visible(self.line):
                 return stops if left == 1 else [self.vocabulary.line_feed()]
         elif self.length and self._count() >= 1.3 * self.length:
             return stops
@@ -166,7 +166,7 @@ class Control:
 
     def _end_line(self, row):
         whole, _, rest = self.line.rpartition(b"\n")
-        finished = [line for line in whole.split(b"\n") if line.strip()]
+        finished = [line for line in whole.split(b"\n") if _visible(line)]
         self.done += len(finished)
         self.chars += sum(map(_chars, finished))
         self.line, self.start, self.kept, self.width = rest, len(row.tokens), [], 0
@@ -232,5 +232,10 @@ class Control:
         return int(fitting[order][chosen])
 
 
+def _visible(line: bytes) -> str:
+    """一行里看得见的字；残缺的字节不算。"""
+    return "".join(line.decode("utf-8", "ignore").split())
+
+
 def _chars(line: bytes) -> int:
-    return len("".join(line.decode("utf-8", "ignore").split()))
+    return len(_visible(line))

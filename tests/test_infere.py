@@ -194,21 +194,44 @@ def test_length_is_near(poet):
         assert 14 <= prompt.count_chars(text) <= 34
 
 
-def test_rhyme(poet):
-    rhyme = pytest.importorskip("rhyme")
+def test_rhyme(tmp_path, poet, monkeypatch):
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
-    ends = []
-    for seed in range(6):
-        options = {"seed": seed, "lines": 4, "max_new_tokens": 110, "temperature": 1.0}
-        pieces = list(infere.chat_stream("远方", rhyme="江阳", **options))
-        text = "".join(pieces)
-        assert text == infere.chat("远方", rhyme="江阳", **options)
-        ends += [rhyme.line_group(line) for line in lines_of(text)]
-    plain = []
-    for seed in range(6):
-        text = infere.chat("远方", seed=seed, lines=4, max_new_tokens=110, temperature=1.0)
-        plain += [rhyme.line_group(line) for line in lines_of(text)]
-    assert ends.count("江阳") > plain.count("江阳") + 5
+    import rhyme
+
+    tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    shares = {}
+    for wanted in ("江阳", None):
+        ends = []
+        for seed in range(3):
+            options = {"seed": seed, "lines": 4, "max_new_tokens": 60, "rhyme": wanted}
+            text = infere.chat("远方", **options)
+            assert text == "".join(infere.chat_stream("远方", **options))
+            assert len(lines_of(text)) == 4
+            ends += [rhyme.line_group(line) for line in lines_of(text)]
+        shares[wanted] = ends.count("江阳") / len(ends)
+    assert shares["江阳"] > 0.6 > 0.4 > shares[None]
+
+
+def test_rhyme_follows_the_first_line(tmp_path, poet, monkeypatch):
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
+    import rhyme
+
+    tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    options = {"lines": 4, "first_line": "它飞过海洋", "rhyme": True, "max_new_tokens": 60}
+    lines = lines_of(infere.chat("远方", seed=2, **options))
+    assert [rhyme.line_group(line) for line in lines].count("江阳") >= 3
+
+
+def test_rhyme_groups():
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
+    import rhyme
+
+    pairs = ["光方", "花霞", "天边", "心云", "风红", "诗知", "月雪", "海来", "流手", "高桥"]
+    assert all(rhyme.group(a) == rhyme.group(b) is not None for a, b in pairs)
+    assert rhyme.group("光") != rhyme.group("风") and rhyme.group("a") is None
+    assert rhyme.line_group("我在远方。”") == "江阳" and rhyme.line_group("abc") is None
 
 
 def test_rhyme_without_pypinyin(poet, monkeypatch):
