@@ -255,7 +255,6 @@ def find_copies(index: Index, near_copy: float) -> tuple[np.ndarray, np.ndarray]
     留较长的；一样长时留作者已知的，再留排在前面的。
     """
     count = len(index.offsets)
-    signatures = index.take_signatures()
     order = np.lexsort(
         (
             np.arange(count),
@@ -268,7 +267,7 @@ def find_copies(index: Index, near_copy: float) -> tuple[np.ndarray, np.ndarray]
     copy_of = _exact_copies(np.array(index.digests, dtype=np.uint64), rank)
     exact = copy_of >= 0
     alive = np.flatnonzero(~exact)
-    _near_copies(index, near_copy, signatures[alive], alive, rank, copy_of)
+    _near_copies(index, near_copy, index.take_signatures()[alive], alive, rank, copy_of)
     return copy_of, exact
 
 
