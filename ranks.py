@@ -12,6 +12,7 @@ import datetime
 import io
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -216,6 +217,7 @@ _LOST_MARKS = (
     "peer",
     "socket",
     "broken pipe",
+    "recv",
     "store",
 )
 
@@ -231,7 +233,8 @@ def lost_peer(error: BaseException) -> bool:
 
 def _first_line(error) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]
+    line = lines[0] if lines else type(error).__name__
+    return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", line).split(". This")[0][:160]
 
 
 # ── 启动器 ────────────────────────────────────────────────────────────
@@ -349,59 +352,39 @@ def _meet(rank, world, patience):
     return dist.PrefixStore(prefix, store)
 
 
-def _call_roll(store, _, world, name, deadline):
+def _call_roll(store, rank, world, name, deadline):
     """0 号进程点名，返回这一轮的前缀。"""
-    called, number = None, 0
-    while True:
-        names = [_wait_for(store, f"name/{rank}", deadline) for rank in range(world)]
+    called, number, prefix = None, 0, ""
+    while time.monotonic() < deadline:
+        names = [store.get(f"name/{other}").decode() for other in range(world)]
         if names != called:
             called, number = names, number + 1
             prefix = f"{name}/{number}"
             _set_roll(store, prefix, names, go=False)
-        answers = [f"{prefix}/here/{rank}" for rank in range(1, world)]
-        if _there(store, answers, seconds=0.1):
+        if store.add(f"{prefix}/here", 0) == world - 1:
             _set_roll(store, prefix, names, go=True)
             return prefix
-        if time.monotonic() > deadline:
-            raise RuntimeError("timed out: not every process answered")
+        time.sleep(0.02)
+    raise RuntimeError("timed out: not every process answered")
 
 
-def _answer_roll(store, rank, _, name, deadline):
+def _answer_roll(store, rank, world, name, deadline):
     """其余进程应答，直到 0 号说开始。"""
     answered = None
-    while True:
-        roll = json.loads(_wait_for(store, "roll", deadline))
-        if roll["names"][rank : rank + 1] == [name]:
+    while time.monotonic() < deadline:
+        roll = json.loads(store.get("roll"))
+        if len(roll["names"]) == world and roll["names"][rank] == name:
             if roll["go"]:
                 return roll["prefix"]
             if answered != roll["prefix"]:
                 answered = roll["prefix"]
-                store.set(f"{answered}/here/{rank}", "1")
-        if time.monotonic() > deadline:
-            raise RuntimeError("timed out: rank 0 did not call this process")
-        time.sleep(0.05)
+                store.add(f"{answered}/here", 1)
+        time.sleep(0.02)
+    raise RuntimeError("timed out: rank 0 did not call this process")
 
 
 def _set_roll(store, prefix, names, go):
     store.set("roll", json.dumps({"prefix": prefix, "names": names, "go": go}))
-
-
-def _wait_for(store, key, deadline):
-    while not _there(store, [key], seconds=1.0):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"timed out waiting for {key}")
-    return store.get(key).decode()
-
-
-def _there(store, keys, seconds):
-    """几个键在 seconds 秒内是否都有了；存储断开时照常抛错。"""
-    try:
-        store.wait(keys, datetime.timedelta(seconds=seconds))
-    except RuntimeError as error:
-        if "timeout" in str(error).lower() or "timed out" in str(error).lower():
-            return False
-        raise
-    return True
 
 
 def _number(name, default):

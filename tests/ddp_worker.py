@@ -1,0 +1,73 @@
+"""test_ddp.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
+
+省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）或被杀死（kill_at）。
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import common
+import config
+import ranks
+import runlog
+import trainer
+
+
+def train(case: dict, rank: int = 0) -> dict:
+    """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
+    common.measure_peak = lambda *_: 1e9
+    runlog.draw = lambda *_: False
+    trainer.Run.sample_poem = lambda *_, **__: "诗"
+    if "port" in case:
+        os.environ["MASTER_PORT"] = str(case["port"])
+    values = {**config.values(), **case["values"], **case.get("rank_values", {}).get(str(rank), {})}
+    real_update = trainer.Run._update
+
+    def update(self, number):
+        if rank == case.get("rank", 0):
+            _trouble(case, number, self)
+        return real_update(self, number)
+
+    trainer.Run._update = update
+    try:
+        return {"result": trainer.train(values)}
+    except common.UserError as error:
+        return {"refused": str(error), "kind": type(error).__name__}
+    except ranks.Told:
+        return {"told": True}
+    finally:
+        trainer.Run._update = real_update
+
+
+def _trouble(case, number, run):
+    if number == case.get("stop_at"):
+        run.stop.received = signal.SIGTERM
+    if number == case.get("hang_at"):
+        time.sleep(case["seconds"])
+    if number == case.get("kill_at") and not Path(case["marker"]).exists():
+        Path(case["marker"]).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    folder = Path(sys.argv[1])
+    for case in json.loads((folder / "cases.json").read_text(encoding="utf-8")):
+        outcome = train(case, rank)
+        path = folder / f"{case['name']}.{rank}.json"
+        path.write_text(json.dumps(outcome, ensure_ascii=False), encoding="utf-8")
+        if "refused" in outcome and case.get("must_finish"):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
