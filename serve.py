@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import hmac
@@ -56,7 +57,7 @@ class Service:
         self.created = int(time.time())
         self.running = set()  # 占着位置的句柄
         self.pool = ThreadPoolExecutor(limit, thread_name_prefix="poem")
-        self._engine = None
+        self._engine, self._said = None, ""
         self._loading = threading.Lock()
 
     async def engine(self):
@@ -66,7 +67,7 @@ class Service:
             try:
                 self._engine = await loop.run_in_executor(None, self.load_once)
             except common.UserError as error:
-                print(f"模型载入不了：{error}", file=sys.stderr)  # 可能含路径，只给服务端看
+                self._complain(f"模型载入不了：{error}")
                 raise ApiError(503, _NO_ENGINE, "model_not_ready") from None
         return self._engine
 
@@ -76,6 +77,12 @@ class Service:
             if self._engine is None:
                 self._engine = self.load()
             return self._engine
+
+    def _complain(self, text):
+        """可能含路径的话只在服务端的窗口说，同一句不重复。"""
+        if text != self._said:
+            self._said = text
+            print(text, file=sys.stderr)
 
     async def start(self, ask) -> Job:
         """把 ask.n 首交给引擎；位置不够时一首也不交，429。"""
@@ -437,8 +444,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((bare, port), family=family, backlog=512)
     except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)  # Windows 上占用也会是 EACCES
+        reason = "端口已被占用，或没有权限" if taken else str(error)
         raise common.UserError(
-            f"不能监听 {host}:{port}：{error.strerror or error}\n"
+            f"不能监听 {host}:{port}：{reason}\n"
             f"请换一个端口：python serve.py --PORT={port % 65535 + 1}"
         ) from error
 
@@ -464,7 +473,9 @@ def main() -> None:
         ws="none",
         timeout_graceful_shutdown=3,
     )
-    uvicorn.Server(options).run(sockets=[sock])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn 收拾完会再抛一次
+        uvicorn.Server(options).run(sockets=[sock])
+    print("已停止。")
 
 
 def _load_engine():

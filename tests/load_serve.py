@@ -177,11 +177,10 @@ def print_table(report: dict) -> None:
 
 
 def _tiny_checkpoint(folder):
-    import checkpoint
-    from tests import server
+    from tests import tiny_model
 
     path = Path(folder) / "tiny.bin"
-    checkpoint.save(path, server.tiny_state())
+    tiny_model.save(path)
     return path
 
 

@@ -38,31 +38,6 @@ def running(the_service: serve.Service):
         sock.close()
 
 
-def tiny_state() -> dict:
-    """随机权重的小模型的检查点内容（checkpoint.save 用）。"""
-    import torch
-
-    import gpt
-    import prompt
-    from tests import tiny_tokenizer
-
-    texts = ["春天从屋檐上下来，它的鞋是湿的\n夜里有灯，一只鸟在想方向\nuser\nassistant\n"]
-    tokenizer_json = tiny_tokenizer.train_json(texts, vocab_size=320)
-    vocab = tiny_tokenizer.train(texts, vocab_size=320).vocab_size
-    torch.manual_seed(0)
-    shape = gpt.GPTConfig(vocab, max_seq_len=128, dim=32, n_head=2, ff=64, n_block=2)
-    model = gpt.GPT(shape)
-    for weight in model.parameters():  # 输出投影初始为零；随机化才看得出差别
-        torch.nn.init.normal_(weight, std=0.3) if weight.dim() > 1 else None
-    return {
-        "model_config": shape.to_dict(),
-        "weights": {name: value.clone() for name, value in model.state_dict().items()},
-        "tokenizer": tokenizer_json,
-        "prompt_kinds": list(prompt.KINDS),
-        "config": {},
-    }
-
-
 def wait_until(condition, seconds: float = 10.0) -> bool:
     """等条件成立；等不到给 False。"""
     deadline = time.monotonic() + seconds

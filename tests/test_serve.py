@@ -389,14 +389,14 @@ def test_official_client(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def poet():
+def poet(tmp_path_factory):
     pytest.importorskip("tokenizers", reason="没有安装 tokenizers")
-    import checkpoint
     import engine
+    from tests import tiny_model
 
-    state = server.tiny_state()
-    model, tok = checkpoint.rebuild(state)
-    return engine.Poet(model, tok, state["prompt_kinds"])
+    path = tmp_path_factory.mktemp("model") / "tiny.bin"
+    tiny_model.save(path)
+    return engine.Poet.load(str(path), str(path.parent), "cpu")
 
 
 @pytest.fixture()
