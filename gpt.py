@@ -91,7 +91,7 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), cos, sin).to(v.dtype)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        causal = mask is None and length > 1
+        causal = mask is None and (cache is None or length > 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).reshape(batch, length, dim))  # (B, H, T, hd) -> (B, T, D)
 
@@ -163,10 +163,12 @@ class GPT(nn.Module):
         if self.config.dropout:
             x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
-            if self.grad_checkpoint and self.training:
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
-            else:
+            if not self.training:
                 x = block(x, cos, sin, cache, mask)
+            elif self.grad_checkpoint:
+                x = checkpoint(self.fast_block, block, x, cos, sin, use_reentrant=False)
+            else:
+                x = self.fast_block(block, x, cos, sin)
         if cache is not None:
             cache.length += length
         return self.norm(x)
@@ -183,17 +185,17 @@ class GPT(nn.Module):
         """
         if labels is None:
             return self.head(self.hidden(ids))
-        hidden = self.fast_hidden(ids)
+        hidden = self.hidden(ids)
         chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, D) -> (N, D)
         return linear_cross_entropy(chosen, self.embed.weight, labels, kernel=self.fast_kernel)
 
     def enable_compile(self) -> None:
-        """训练时用 torch.compile 过的前向；形状从第一步起就是动态的，权重名字不变。"""
-        self.fast_hidden = torch.compile(self.hidden, dynamic=True)
+        """训练时用 torch.compile 过的块；各块共用一份编译结果，形状从第一步起就是动态的。"""
+        self.fast_block = torch.compile(_run_block, dynamic=True)
         self.fast_kernel = torch.compile(_softmax_parts, dynamic=True)
 
     def disable_compile(self) -> None:
-        self.fast_hidden, self.fast_kernel = self.hidden, None
+        self.fast_block, self.fast_kernel = _run_block, _softmax_parts
 
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
         """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""
@@ -209,6 +211,10 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """训练一个 token 的浮点运算数：6 × 矩阵参数（注意力的 T² 部分不算）。"""
         return 6 * self.matrix_parameters()
+
+
+def _run_block(block, x, cos, sin):
+    return block(x, cos, sin)
 
 
 def _offset_causal_mask(start, length, device):
@@ -279,12 +285,10 @@ def _add_weight_grad(grad_weight, expo, part, inverse, target):
     grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)
 
 
-def linear_cross_entropy(hidden, weight, labels, rows: int | None = None, kernel=None):
+def linear_cross_entropy(hidden, weight, labels, rows: int | None = None, kernel=_softmax_parts):
     """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, D)，weight (V, D)，labels (N,)。"""
     device = hidden.device.type
     dtype = common.autocast_dtype(device) or hidden.dtype
     rows = rows or (256 if device == "cpu" else 2048)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(
-            hidden, weight, labels, rows, dtype, kernel or _softmax_parts
-        )
+        return _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, kernel)
