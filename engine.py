@@ -387,7 +387,7 @@ class Session:
                 self.cache.copy_row(first, index, len(ids))
             self.rows.append(row)
             self._count[index] = 0
-            self._factor[index] = 1.0
+            self._seen[index], self._factor[index] = 0, 1.0
             for token in row.asked:
                 self._remember(index, token, row)
         self._choose(range(first, first + len(rows)), logits.expand(len(rows), -1).clone())

@@ -25,7 +25,7 @@ def tokenizer() -> HFTokenizer:
 def model(vocab_size: int, max_seq_len: int = 128, seed: int = 0, std: float = 0.25) -> GPT:
     """随机权重的小模型；权重够大，各 token 的概率差得开。"""
     torch.manual_seed(seed)
-    found = GPT(GPTConfig(vocab_size, max_seq_len, dim=32, n_head=2, ff=48, n_block=2))
+    found = GPT(GPTConfig(vocab_size, max_seq_len, dim=32, n_head=2, ff=64, n_block=2))
     for value in found.parameters():
         if value.dim() > 1:
             torch.nn.init.normal_(value, std=std)

@@ -1,0 +1,70 @@
+"""量化：把训练好的模型存成 int8（model_int8.bin），约为 fp32 的四分之一大小。
+
+python quantize.py [--CHECKPOINT=…] [--OUT=…]，然后 python infere.py --CHECKPOINT=model_int8.bin。
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import checkpoint
+import common
+import config
+import int8
+from common import UserError
+
+NAME = "model_int8.bin"
+
+
+def quantized_state(state: dict) -> dict:
+    """检查点 → 只用于推理的 int8 检查点。"""
+    if state.get("quantized"):
+        raise UserError("这个模型已经量化过了。请用 --CHECKPOINT 指向原来的 best_model.bin")
+    kept = ("version", "model_config", "prompt_kinds", "config", "dataset", "best")
+    return {
+        **{name: state[name] for name in kept if name in state},
+        "quantized": int8.MARK,
+        "weights": int8.quantize_weights(state["weights"]),
+        "tokenizer": _compact(state["tokenizer"]),
+    }
+
+
+def _compact(text):
+    """同样的 JSON，不要缩进。"""
+    return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+
+
+def quantize_file(source: Path, target: Path) -> tuple:
+    """写 target，返回 (源权重按 fp32 的字节数, target 的字节数)。"""
+    state = checkpoint.load(source)
+    checkpoint.save(target, quantized_state(state))
+    fp32 = sum(value.numel() * 4 for value in state["weights"].values())
+    return fp32 + len(state["tokenizer"].encode("utf-8")), target.stat().st_size
+
+
+def main() -> None:
+    """量化 CHECKPOINT。"""
+    config.load(__doc__)
+    source = checkpoint.find(config.WORK_DIR, config.CHECKPOINT)
+    target = Path(config.OUT) if config.OUT else common.work_path(config.WORK_DIR, NAME)
+    if target.is_dir():
+        target = target / NAME
+    if target.resolve() == Path(source).resolve():
+        raise UserError(f"输出 {target} 就是原来的模型，不能覆盖。请换一个 --OUT")
+    aside = common.keep_aside(target)
+    if aside:
+        print(f"原有的 {target.name} 改名为 {aside.name}")
+    before, after = quantize_file(source, target)
+    print(
+        f"{source} → {target}：{before / 1e6:.1f} MB → {after / 1e6:.1f} MB（{after / before:.1%}）"
+    )
+    problem = int8.fast_problem()
+    if problem:
+        print(f"注意：{problem}，载入时会还原成 fp32，速度与 fp32 相同。")
+    print(f"对话：python infere.py --CHECKPOINT={target}")
+    print(f"与原模型比较：python evaluate.py --CHECKPOINT={source},{target}")
+
+
+if __name__ == "__main__":
+    common.run(main)
