@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
-from typing import Callable, Iterable, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -241,10 +241,7 @@ def count_words(texts: Iterable[str]) -> dict[str, int]:
 
 # ── 自己的分词器 ──────────────────────────────────────────────────────
 
-_NO_RANK = 1 << 60
-_LONG_WORD = 192  # 字节数超过它的词改用堆，免得平方级地慢
-_CACHE_WORDS = 1 << 16
-_CACHE_WORD_CHARS = 32
+_CACHE_PIECES = 1 << 18  # 编码时最多记住这么多碎片
 
 
 class _Codec:
@@ -286,7 +283,7 @@ class _Codec:
 
     def save(self, path: str | Path) -> None:
         """存成 tokenizers 格式的 JSON 文件。"""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        Path(path).write_bytes(self.to_json().encode("utf-8"))
 
     @classmethod
     def from_json(cls, text: str):
@@ -300,6 +297,14 @@ class _Codec:
             return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
         except ValueError as error:  # 也包括 UnicodeDecodeError
             raise ValueError(f"{path} 不是可用的分词器文件：{error}") from error
+
+
+def _crossings(token: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """token 跨过的每个字界：(字界左边那个字在 token 里的字节, 右边的)。"""
+    starts = [at for at in range(1, len(token)) if token[at] & 0xC0 != 0x80]
+    edges = [0, *starts, len(token)]
+    for before, at, after in zip(edges, starts, edges[2:]):
+        yield token[before:at], token[at:after]
 
 
 class BPETokenizer(_Codec):
@@ -325,8 +330,12 @@ class BPETokenizer(_Codec):
         self._merged = list(merges.values())
         ids = {name: token for token, name in enumerate(names)}
         self._byte_ids = [ids[char] for char in BYTE_CHARS]
-        self._cache = {}
         self._prepare_decoding()
+        self._crossings = {}  # 字界左边的字节 → 右边的各种字节，凡有 token 跨过的
+        for before, after in (found for token in self._bytes for found in _crossings(token)):
+            self._crossings.setdefault(before, set()).add(after)
+        self._edges = {}  # 字 → _add_edge 的结果
+        self._pieces = {}  # 碎片 → 编号
 
     def train(
         self,
@@ -364,45 +373,42 @@ class BPETokenizer(_Codec):
         """文本 → 编号；全部当作普通文字。"""
         ids = []
         for word in split_words(clean(text)):
-            ids.extend(self._encode_word(word))
+            for piece in self._cut(word):
+                ids.extend(self._pieces.get(piece) or self._encode_piece(piece))
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """逐个 encode。"""
         return [self.encode(text) for text in texts]
 
-    def _encode_word(self, word: str) -> list[int]:
-        known = self._cache.get(word)
-        if known is not None:
-            return known
-        byte_ids = self._byte_ids
-        ids = [byte_ids[byte] for byte in word.encode("utf-8")]
-        ids = self._merge_long(ids) if len(ids) > _LONG_WORD else self._merge_short(ids)
-        if len(word) <= _CACHE_WORD_CHARS:
-            if len(self._cache) >= _CACHE_WORDS:
-                self._cache.clear()
-            self._cache[word] = ids
+    def _cut(self, word: str) -> Iterator[str]:
+        """在没有任何 token 会跨过的地方切开：两边互不影响，碎片又短又常见，记住结果即可。"""
+        start, reach = 0, None
+        for at, char in enumerate(word):
+            heads, next_reach = self._edges.get(char) or self._add_edge(char)
+            if reach is not None and reach.isdisjoint(heads):
+                yield word[start:at]
+                start = at
+            reach = next_reach
+        yield word[start:]
+
+    def _add_edge(self, char: str) -> tuple[list[bytes], set[bytes]]:
+        """(这个字的各种开头, 有 token 从这个字跨到的下一个字的各种开头)。"""
+        raw = char.encode("utf-8")
+        heads = [raw[:length] for length in range(1, len(raw) + 1)]
+        reach = set().union(*(self._crossings.get(raw[at:], ()) for at in range(len(raw))))
+        self._edges[char] = heads, reach
+        return heads, reach
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        ids = self._merge([self._byte_ids[byte] for byte in piece.encode("utf-8")])
+        if len(self._pieces) >= _CACHE_PIECES:
+            self._pieces.clear()
+        self._pieces[piece] = ids
         return ids
 
-    def _merge_short(self, ids: list[int]) -> list[int]:
-        """反复合并排名最靠前的一对（相同取最左边的）。"""
-        rank = self._rank.get
-        ranks = [rank(pair, _NO_RANK) for pair in zip(ids, ids[1:])]
-        while ranks:
-            best = min(ranks)
-            if best == _NO_RANK:
-                break
-            at = ranks.index(best)
-            ids[at : at + 2] = [self._merged[best]]
-            del ranks[at]
-            if at > 0:
-                ranks[at - 1] = rank((ids[at - 1], ids[at]), _NO_RANK)
-            if at < len(ranks):
-                ranks[at] = rank((ids[at], ids[at + 1]), _NO_RANK)
-        return ids
-
-    def _merge_long(self, ids: list[int]) -> list[int]:
-        """同 _merge_short，用堆找最好的一对，用链表删除：长词也只要 n·log n。"""
+    def _merge(self, ids: list[int]) -> list[int]:
+        """反复合并最早学到的一对（相同取最左边的）；用堆找它，用链表删除，长词也不慢。"""
         rank = self._rank.get
         count = len(ids)
         left = list(range(-1, count - 1))
@@ -568,7 +574,8 @@ def _spec_problem(spec) -> str | None:
     if spec.get("normalizer") or not _same_splitting(spec.get("pre_tokenizer")):
         return "切词规则不是 Qwen2 的（本项目的编码、导出都以它为准）"
     vocab = model["vocab"]
-    if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+    whole = all(type(token) is int for token in vocab.values())
+    if not whole or sorted(vocab.values()) != list(range(len(vocab))):
         return f"词表的编号不是 0 到 {len(vocab) - 1} 各一个"
     return _special_problem(spec) or _vocab_problem(spec)
 
@@ -608,7 +615,7 @@ def _vocab_problem(spec: dict) -> str | None:
             return f"词表里的 {name!r} 不是字节级的写法"
     try:
         pairs = _merge_pairs(spec)
-    except (TypeError, ValueError, KeyError, AttributeError):
+    except (TypeError, ValueError, LookupError):
         return "model.merges 的写法不对"
     for left, right in pairs:
         if not (left in vocab and right in vocab and left + right in vocab):
