@@ -30,8 +30,7 @@ class Vocabulary:
     def is_mark(self, token: int) -> bool:
         """只有标点、符号与空白的 token（重复惩罚略过它们）；不成整字的不算。"""
         if token not in self._marks:
-            text = self.tok.token_bytes(token).decode("utf-8", "replace")
-            self._marks[token] = not any(char.isalnum() or char == "\ufffd" for char in text)
+            self._marks[token] = sample.is_mark(self.tok.token_bytes(token))
         return self._marks[token]
 
     def bytes(self) -> list:

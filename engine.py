@@ -22,6 +22,7 @@ import prompt as prompts
 import sample
 from common import UserError
 from decode import Decoder
+from sample import Options
 from tokenizer import StreamDecoder
 
 MAX_LINES = 60
@@ -43,23 +44,6 @@ _RANGES = {  # 名字: (类型, 下限, 上限, 下限本身是否允许)
     "length": (int, 4, MAX_CHARS, True),
     "n": (int, 1, 64, True),
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """一首诗的抽样选项；默认值与 config.py 的相同。"""
-
-    temperature: float = 0.7
-    top_k: int = 20
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.4
-    no_repeat_ngram: int = 0
-    max_new_tokens: int = 400
-    min_new_tokens: int = 0
-    seed: int | None = None
-    context: str = "stop"  # 写满上下文时：stop | slide
-    penalize_marks: bool = False  # 重复惩罚也算标点与换行
 
 
 OPTION_NAMES = tuple(field.name for field in fields(Options))

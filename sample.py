@@ -7,7 +7,29 @@ LogitsProcessor 相同（测试对照）。随机数来自各行自己的 torch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """一首诗的抽样选项；默认值与 config.py 的相同。"""
+
+    temperature: float = 0.7
+    top_k: int = 20
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.4
+    no_repeat_ngram: int = 0
+    max_new_tokens: int = 400
+    min_new_tokens: int = 0
+    seed: int | None = None
+    context: str = "stop"  # 写满上下文时：stop | slide
+    penalize_marks: bool = False  # 重复惩罚也算标点与换行
+
+
+# ── 对数几率 → token ──────────────────────────────────────────────────
 
 
 def penalize_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty) -> torch.Tensor:
@@ -112,3 +134,66 @@ class Uniforms:
         if not self._ready:
             self._ready = torch.rand(64, generator=self.generator).tolist()[::-1]
         return self._ready.pop()
+
+
+def is_mark(data: bytes) -> bool:
+    """一个 token 的字节是不是只有标点、符号与空白（重复惩罚略过它们）；不成整字的不算。"""
+    text = data.decode("utf-8", "replace")
+    return not any(char.isalnum() or char == "\ufffd" for char in text)
+
+
+# ── 直接用模型写 ──────────────────────────────────────────────────────
+
+
+@torch.no_grad()
+def generate(model, ids: list, options: Options, tok, asked: tuple = ()):
+    """逐个给出 token，到结束符（不含）、max_new_tokens 或写满上下文为止。
+
+    只用 model 的 new_cache、hidden、head，每步一个 token；训练中写示例用它，也是 engine 的对照。
+    ids 是整个提问；asked 是重复惩罚要从提问里算上的 token。
+    """
+    limit, device = model.config.max_seq_len, next(model.parameters()).device
+    uniforms = Uniforms(options.seed or 0)
+    stops = (tok.end_id, tok.pad_id)
+    counted = {t for t in asked if _counted(t, tok, options)}
+    out, cache, fresh = [], model.new_cache(1, limit), list(ids)
+    while len(out) < options.max_new_tokens:
+        if cache.length + len(fresh) > limit - (options.context == "stop"):
+            if options.context == "stop":
+                return
+            tail = out[-max(1, (limit - len(ids)) // 2) :]
+            cache, fresh = model.new_cache(1, limit), [*ids, *tail]
+        hidden = model.hidden(torch.tensor([fresh], device=device), cache)
+        logits = model.head(hidden[:, -1]).float()  # (1, V)
+        token = _next(logits, counted, out, options, stops, uniforms)
+        if token in stops:
+            return
+        yield token
+        out.append(token)
+        fresh = [token]
+        if _counted(token, tok, options):
+            counted.add(token)
+
+
+def write(model, ids: list, options: Options, tok) -> list:
+    """generate 的全部 token。"""
+    return list(generate(model, ids, options, tok))
+
+
+def _counted(token, tok, options):
+    data = tok.token_bytes(token)
+    return bool(data) and (options.penalize_marks or not is_mark(data))
+
+
+def _next(logits, counted, out, options, stops, uniforms):
+    if counted:
+        seen = torch.tensor([sorted(counted)], device=logits.device)
+        penalize_repeats(logits, seen, options.repetition_penalty)
+    banned = repeated_ngrams(out, options.no_repeat_ngram)
+    if len(out) < options.min_new_tokens:
+        banned.update(stops)
+    if banned:
+        ban(logits[0], banned)
+    uniform = torch.tensor([uniforms.next()], device=logits.device)
+    names = ("temperature", "top_k", "top_p", "min_p")
+    return int(pick(logits, uniform, **{name: getattr(options, name) for name in names}))

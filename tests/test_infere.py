@@ -84,28 +84,23 @@ def test_greedy_equals_full_forward(poet, question):
     assert infere.chat(question, temperature=0, repetition_penalty=1) == text
 
 
-def test_penalty_and_ngram_equal_a_plain_loop(poet):
-    """整条路径与逐步重算的朴素写法逐 token 相同。"""
-    request = poet.request("春天的花", temperature=0, repetition_penalty=1.5, no_repeat_ngram=2)
-    request.options.__dict__["max_new_tokens"] = 40
-    row = engine.Row(poet, request, 1)
-    session = engine.Session(poet, 1)
-    session.start([row])
-    while session.step():
-        pass
-    seen, tokens = [t for t in request.seen if row.counts(t)], []
-    while len(tokens) < 40:
-        logits = full_forward(poet, request.prompt + tokens)
-        for token in set(seen):
-            logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
-        banned = sample.repeated_ngrams(tokens, 2)
-        logits[list(banned)] = -torch.inf
-        tokens.append(int(logits.argmax()))
-        if row.counts(tokens[-1]):
-            seen.append(tokens[-1])
-        if tokens[-1] in row.stops:
-            break
-    assert row.tokens == tokens
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": 0, "repetition_penalty": 1.5, "no_repeat_ngram": 2},
+        {"temperature": 1.2, "top_k": 0, "top_p": 0.9, "min_p": 0.01, "seed": 5},
+        {"temperature": 0.8, "seed": 6, "min_new_tokens": 90, "max_new_tokens": 200},
+        {"seed": 6, "min_new_tokens": 200, "max_new_tokens": 200, "context": "slide"},
+    ],
+)
+def test_engine_equals_the_plain_generator(poet, given):
+    """逐步解码的整条路径，与只用模型前向的写法逐 token 相同。"""
+    request = poet.request("春天的花", **{"max_new_tokens": 40, **given})
+    row = [row for _, _, row in poet.poems(request)][-1]
+    expected = sample.generate(
+        poet.model, request.prompt, request.options, poet.tok, tuple(request.seen)
+    )
+    assert [token for token in row.tokens if token not in row.stops] == list(expected)
 
 
 def test_marks_and_line_breaks_are_not_penalised(poet):
