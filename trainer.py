@@ -22,11 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 import common
 import dataset
+import engine
 import optim
-import prompt
 import ranks as distributed
 import runlog
-import sample
 import scoring
 from batching import BatchPlan, Prefetcher, assemble
 from common import UserError
@@ -706,20 +705,20 @@ class Run:
     def sample_poem(self, question: str, seed: int) -> str:
         """用此刻的权重写一首；不动训练的随机数。"""
         s = self.settings
-        ids = prompt.render(self.tokenizer, question, s.max_seq_len)
         self.model.eval()
         try:
-            options = sample.Options(
+            poet = engine.Poet(self.model, self.tokenizer)
+            request = poet.request(
+                question,
                 temperature=s.temperature,
                 top_k=s.top_k,
                 repetition_penalty=s.repetition_penalty,
                 max_new_tokens=s.max_new_tokens,
                 seed=seed,
             )
-            out = sample.write(self.model, ids, options, self.tokenizer)
+            return "".join(text for _, text, _ in poet.poems(request))
         finally:
             self.model.train()
-        return self.tokenizer.decode(out)
 
     def state(self, full: bool = True) -> dict:
         """检查点的内容；full=False 时是只够推理的 best_model.bin。"""
