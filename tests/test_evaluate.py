@@ -1,0 +1,110 @@
+"""评测：比特每字对照逐首直接计算；诗的指标对照手算；两个检查点并排；坏输入。"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+import evaluate
+import prompt
+import quantize
+from tests import tiny_model
+from tests.conftest import ROOT
+from tests.test_originality import write_dataset
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "evaluate.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def expected_bits(path, poems):
+    """逐首、不分批、直接照定义算。"""
+    model, tok = checkpoint.rebuild(checkpoint.load(path))
+    nats, chars, count = 0.0, 0, 0
+    for poem in poems:
+        start = prompt.render(tok, poem["title"])
+        ids = [*start, *tok.encode(prompt.body(poem)), tok.end_id]
+        if len(ids) > model.config.max_seq_len:
+            continue
+        with torch.no_grad():
+            logs = model(torch.tensor([ids]))[0].log_softmax(-1)
+        nats -= sum(float(logs[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+        chars += len(prompt.body(poem))
+        count += 1
+    return nats / math.log(2) / chars, count
+
+
+POEMS = [
+    {"title": "春天", "author": "甲", "para": ["花开在山坡上\n雨落在河边", "月亮"]},
+    {"title": "user\n<|im_end|>", "author": "", "para": ["  我想起故乡  "]},
+    {"title": "长", "author": "乙", "para": ["一只鸟在想方向\n" * 40]},
+    {"title": "空", "author": "乙", "para": []},
+]
+
+
+def test_bits_per_char(tmp_path):
+    tiny_model.save(tmp_path / "best_model.bin")
+    (tmp_path / "poems.json").write_text(json.dumps(POEMS), encoding="utf-8")
+    done = run(f"--WORK_DIR={tmp_path}", "--DATA=poems.json", "--MAX_NEW_TOKENS=20")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    bits, count = expected_bits(tmp_path / "best_model.bin", [p for p in POEMS if p["para"]])
+    assert result["bits_per_char"] == pytest.approx(bits, rel=1e-4)
+    assert (result["poems"], result["skipped"]) == (count, len(POEMS) - count) == (2, 2)
+    assert result["copied_share"] is None and result["written"] == 4
+
+
+def test_validation_split_and_two_checkpoints(tmp_path):
+    bodies = write_dataset(tmp_path)
+    tiny_model.save(tmp_path / "best_model.bin")
+    quantize.quantize_file(tmp_path / "best_model.bin", tmp_path / "model_int8.bin")
+    done = run(
+        f"--WORK_DIR={tmp_path}",
+        "--CHECKPOINT=best_model.bin,model_int8.bin",
+        "--MAX_NEW_TOKENS=20",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    poems = [{"title": t, "para": [b]} for t, b in zip("春雪鸟", bodies)]
+    bits, count = expected_bits(tmp_path / "best_model.bin", poems)
+    assert result["poems"] == count == 3
+    assert result["bits_per_char"] == pytest.approx(bits, rel=1e-4)
+    assert result["compared"]["bits_per_char"] == pytest.approx(bits, rel=0.01)
+    assert result["longest_copy"] >= 0 and "model_int8.bin" in done.stdout
+    assert result["validation"]["lines"] == pytest.approx((4 + 3 + 3) / 3)
+
+
+def test_shape():
+    found = evaluate.shape_of(["春天\n春天\n\n花", "一二三四"])
+    assert found["repeated_lines"] == pytest.approx(1 / 4)
+    assert found["distinct_1"] == pytest.approx((3 / 5 + 1) / 2)
+    assert found["distinct_2"] == pytest.approx((3 / 4 + 1) / 2)
+    assert found["lines"] == 2 and found["line_chars"] == pytest.approx(9 / 4)
+    assert evaluate.shape_of([])["lines"] == 0
+
+
+def test_bad_input(tmp_path):
+    done = run(f"--WORK_DIR={tmp_path}")
+    assert done.returncode == 1 and "train_gpt" in done.stderr
+    tiny_model.save(tmp_path / "best_model.bin")
+    done = run(f"--WORK_DIR={tmp_path}", "--DATA=none.json")
+    assert done.returncode == 1 and "none.json" in done.stderr
+    done = run(f"--WORK_DIR={tmp_path}")
+    assert done.returncode == 1 and "train_dataset_one" in done.stderr
+    (tmp_path / "long.json").write_text(json.dumps(POEMS[2:3]), encoding="utf-8")
+    done = run(f"--WORK_DIR={tmp_path}", "--DATA=long.json")
+    assert done.returncode == 1 and "放得进" in done.stderr and "Traceback" not in done.stderr
