@@ -42,7 +42,7 @@ class Ranks:
         self.minutes = minutes
         self.writer = 0  # 写文件的进程：通常是 0 号，见 trainer 里检查点的选取
         self.store = None
-        self.seconds = {"wait": 0.0, "reduce": 0.0}  # 花在等待最慢进程、汇总梯度上的时间
+        self.start_clock()  # self.seconds：花在等待最慢进程、汇总梯度上的时间
         self._talks = 0
         self._lost = False
 
@@ -191,12 +191,18 @@ class Ranks:
             return True
         return False
 
-    def report(self, seconds: float) -> str:
-        """进程间通信占 seconds 秒训练时间的几成；单进程为空。"""
-        if self.world == 1 or not seconds:
+    def start_clock(self) -> None:
+        """从现在起重新计时。"""
+        self._began = time.perf_counter()
+        self.seconds = {"wait": 0.0, "reduce": 0.0}
+
+    def report(self) -> str:
+        """start_clock 以来进程间通信占的时间（一行，前面带换行）；单进程为空。"""
+        if self.world == 1:
             return ""
-        wait, reduce = (self.seconds[kind] / seconds for kind in ("wait", "reduce"))
-        return f"进程之间：等最慢的进程 {wait:.1%}，汇总梯度 {reduce:.1%}"
+        total = time.perf_counter() - self._began
+        wait, reduce = (self.seconds[kind] / total for kind in ("wait", "reduce"))
+        return f"\n进程之间：等最慢的进程 {wait:.1%} 的时间，汇总梯度 {reduce:.1%}"
 
     def close(self) -> None:
         if self.world > 1 and dist.is_initialized() and not self._lost:

@@ -450,7 +450,7 @@ class Run:
         if self.position["pending"]:
             self._boundary(self.position["pending"])
         self.feed = self._feed()
-        self.started = self._now()
+        self.ranks.start_clock()
         while not self._is_over():
             began = self._now()
             outcome = self._update(self.position["update"])
@@ -771,7 +771,7 @@ class Run:
             f"训练完成：{here['update']} 次更新，{common.duration(here['seconds'])}，"
             f"验证 {self.best['val_bpc']:.3f} 比特/字（最佳在第 {self.best['iter']} 次迭代）。\n"
             f"模型：{self.folder / checkpoint.BEST}\n下一步：python infere.py 与它对话，"
-            "python evaluate.py 评测"
+            "python evaluate.py 评测" + self.ranks.report()
         )
 
     def _save_interrupted(self):
