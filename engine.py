@@ -212,14 +212,17 @@ class Poet:
             "用 train_dataset_all.py 的数据训练就会了"
         ]
 
-    def poems(self, request: Request, n: int = 1):
-        """写 n 首，逐步给出 (第几首, 文字, Row)；同一提问的几首共用一次预填。"""
+    def poems(self, request: Request, n: int = 1, scored: bool = True):
+        """写 n 首，逐步给出 (第几首, 文字, Row)；同一提问的几首共用一次预填。
+
+        scored：n > 1 时累计对数概率（Row.score），供排名用。
+        """
         if request.options.seed is None:
             seed = random.SystemRandom().getrandbits(62)
         else:
             seed = request.options.seed
         session = Session(self, n, len(request.prompt) + len(request.prefix), request.options)
-        rows = [Row(self, request, seed + index, scored=n > 1) for index in range(n)]
+        rows = [Row(self, request, seed + index, scored=scored and n > 1) for index in range(n)]
         changed = session.start(rows)
         while changed:
             for row in changed:

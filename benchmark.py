@@ -1,0 +1,269 @@
+"""测速：python benchmark.py generate [--名字=值 …]；最后一行是一个 JSON 对象。
+
+generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
+          就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+
+import common
+import config
+
+PROMPT_TOKENS = 20
+NEW_TOKENS = 200
+BATCHES = (1, 8)
+REPEATS = 5
+
+# ── generate ──────────────────────────────────────────────────────────
+
+
+class _PlainTokenizer:
+    """测速用：每个 token 都是一个字，没有真的词表。"""
+
+    pad_id, start_id, end_id = 0, 1, 2
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.special_ids = {"pad": 0, "start": 1, "end": 2}
+
+    def token_bytes(self, token: int) -> bytes:
+        return b"" if token < 3 else chr(0x4E00 + token % 20000).encode("utf-8")
+
+    def encode(self, text: str) -> list:
+        return [3 + ord(char) % (self.vocab_size - 3) for char in text]
+
+
+def generate() -> dict:
+    """写诗的速度，与 transformers 并排。"""
+    import torch
+
+    device = common.pick_device(config.DEVICE)
+    dtype = common.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
+    model = random_model(device)
+    runners = {"": our_runner(model, device, dtype)}
+    if device.type == "cpu":
+        runners["int8_"] = int8_runner(model)
+    runners["transformers_"] = transformers_runner(model, device, dtype)
+    result = {
+        "device": device.type,
+        "dtype": common.dtype_name(dtype),
+        "threads": torch.get_num_threads(),
+        "parameters": model.matrix_parameters(),
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": NEW_TOKENS,
+    }
+    result.update(measure({name: run for name, run in runners.items() if run}))
+    for key in [key for key in result if f"transformers_{key}" in result]:
+        ours, theirs = result[key], result[f"transformers_{key}"]
+        result[f"ratio_{key}"] = round(ours / theirs, 3)
+    limit = read_bandwidth(model, device)
+    reached = result["tokens_per_s_batch1"] * weight_bytes(model, dtype)
+    result.update(
+        weight_mb_per_token=round(weight_bytes(model, dtype) / 1e6, 2),
+        memory_gb_per_s=round(limit / 1e9, 2),
+        bandwidth_share=round(reached / limit, 3),
+    )
+    show_generate(result)
+    return result
+
+
+def random_model(device):
+    """config.py 形状、随机权重的模型。"""
+    import torch
+
+    from gpt import GPT, GPTConfig
+
+    torch.manual_seed(config.SEED)
+    model = GPT(
+        GPTConfig(
+            config.VOCAB_SIZE,
+            config.MAX_SEQ_LEN,
+            config.GPT_DIM,
+            config.GPT_HEAD,
+            config.GPT_FF,
+            config.GPT_BLOCKS,
+            config.ROPE_THETA,
+        )
+    )
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model.to(device).eval()
+
+
+def our_runner(model, device, dtype):
+    """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
+    import torch
+
+    import engine
+    import sample
+    from decode import Decoder
+
+    poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size))
+    if dtype != torch.float32:
+        poet.decoder = Decoder(model, dtype)
+    prompt = list(range(100, 100 + PROMPT_TOKENS))
+
+    def run(rows, count):
+        options = sample.Options(max_new_tokens=count, min_new_tokens=count, seed=1)
+        request = engine.Request(prompt, [], prompt, options, {}, [])
+        written = [0] * rows
+        for index, text, _ in poet.poems(request, rows, scored=False):
+            written[index] += len(text)
+        _wait(device)
+
+    return run
+
+
+def int8_runner(model):
+    """同上，权重量化成 int8；这台机器没有 int8 矩阵乘时为 None。"""
+    import torch
+
+    import checkpoint
+    import int8
+
+    if int8.fast_problem():
+        print(f"int8：{int8.fast_problem()}", file=sys.stderr)
+        return None
+    weights = int8.quantize_weights(checkpoint.weights_of(model))
+    small = int8.build(model.config, {"weights": weights})
+    return our_runner(small, torch.device("cpu"), torch.float32)
+
+
+def transformers_runner(model, device, dtype):
+    """同样形状与选项的 transformers generate；没有安装时为 None。"""
+    import torch
+
+    try:
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+    except ImportError:
+        print("没有安装 transformers，只测本项目。", file=sys.stderr)
+        return None
+    shape = model.config
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.dim,
+            intermediate_size=shape.ff,
+            num_hidden_layers=shape.n_block,
+            num_attention_heads=shape.n_head,
+            num_key_value_heads=shape.n_head,
+            head_dim=shape.head_dim,
+            max_position_embeddings=shape.max_seq_len,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    theirs = theirs.to(device, dtype).eval()
+
+    def run(rows, count):
+        ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
+        with torch.inference_mode():
+            theirs.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=0.7,
+                top_k=20,
+                repetition_penalty=1.4,
+                min_new_tokens=count,
+                max_new_tokens=count,
+            )
+        _wait(device)
+
+    return run
+
+
+def measure(runners: dict) -> dict:
+    """轮流跑，各取最好的一次（机器有别的负载时，最好的一次最接近真实）。"""
+    result = {}
+    for rows in BATCHES:
+        seconds = _best(runners, rows, NEW_TOKENS, REPEATS)
+        for name, value in seconds.items():
+            result[f"{name}tokens_per_s_batch{rows}"] = round(rows * NEW_TOKENS / value, 1)
+    for rows in BATCHES:
+        seconds = _best(runners, rows, 1, 4 * REPEATS)
+        for name, value in seconds.items():
+            result[f"{name}first_token_ms_batch{rows}"] = round(1000 * value, 2)
+    return result
+
+
+def _best(runners, rows, count, repeats):
+    for run in runners.values():
+        run(rows, min(count, 5))
+    seconds = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run(rows, count)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: min(values) for name, values in seconds.items()}
+
+
+def weight_bytes(model, dtype) -> int:
+    """写一个 token 至少要读的权重字节数（输出层算，词嵌入的一行不算）。"""
+    return model.matrix_parameters() * dtype.itemsize
+
+
+def read_bandwidth(model, device) -> float:
+    """这台机器顺序读同样大小内存的速度（字节每秒）：矩阵乘向量，取中位数。"""
+    import torch
+
+    matrix = torch.ones(model.matrix_parameters() // 1024, 1024, device=device)
+    vector = torch.ones(1024, device=device)
+    seconds = []
+    for _ in range(30):
+        start = time.perf_counter()
+        torch.mv(matrix, vector)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    return matrix.numel() * 4 / statistics.median(seconds[5:])
+
+
+def _wait(device):
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def show_generate(result: dict) -> None:
+    """给人看的表。"""
+    print(f"{'':14}{'1 首 token/s':>14}{'8 首 token/s':>14}{'首 token ms':>14}")
+    for name, title in (("", "本项目"), ("int8_", "int8"), ("transformers_", "transformers")):
+        if f"{name}tokens_per_s_batch1" in result:
+            print(
+                f"{title:14}{result[f'{name}tokens_per_s_batch1']:>14}"
+                f"{result[f'{name}tokens_per_s_batch8']:>14}"
+                f"{result[f'{name}first_token_ms_batch1']:>14}"
+            )
+    print(
+        f"每个 token 读 {result['weight_mb_per_token']} MB 权重，"
+        f"达到内存读取速度（{result['memory_gb_per_s']} GB/s）的 {result['bandwidth_share']:.0%}"
+    )
+
+
+# ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
+
+COMMANDS = {
+    "generate": generate,
+}
+
+
+def main() -> None:
+    """按名字测速。"""
+    chosen = config.load(__doc__, positional=(("项目", tuple(COMMANDS)),))
+    if not chosen:
+        raise common.UserError(f"请写明测什么：python benchmark.py {' | '.join(COMMANDS)}")
+    print(json.dumps(COMMANDS[chosen[0]](), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    common.run(main)
