@@ -266,8 +266,7 @@ def find_copies(index: Index, near_copy: float) -> tuple[np.ndarray, np.ndarray]
     rank[order] = np.arange(count)  # 0 最该留下
     copy_of = _exact_copies(np.array(index.digests, dtype=np.uint64), rank)
     exact = copy_of >= 0
-    alive = np.flatnonzero(~exact)
-    _near_copies(index, near_copy, index.take_signatures()[alive], alive, rank, copy_of)
+    _near_copies(index, near_copy, rank, copy_of)
     return copy_of, exact
 
 
@@ -284,16 +283,12 @@ def _exact_copies(digests: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return copy_of
 
 
-def _near_copies(
-    index: Index,
-    near_copy: float,
-    signatures: np.ndarray,
-    alive: np.ndarray,
-    rank: np.ndarray,
-    copy_of: np.ndarray,
-) -> None:
-    """在 alive（诗的编号）里找近似的，写进 copy_of。从最该留下的一首看起。"""
-    keys = np.array(index.title_keys, dtype=np.uint64)[alive]
+def _near_copies(index: Index, near_copy: float, rank: np.ndarray, copy_of: np.ndarray) -> None:
+    """在还没有被取代的诗里找近似的，写进 copy_of。从最该留下的一首看起。"""
+    signatures = index.take_signatures()
+    keys = np.array(index.title_keys, dtype=np.uint64)
+    signatures[copy_of >= 0] = dedup.NOTHING
+    keys[copy_of >= 0] = 0
     pairs, _ = dedup.near_pairs(signatures, _CANDIDATE)
     pairs = np.concatenate([pairs, dedup.same_key_pairs(signatures, keys, _EXCERPT)])
     likeness = dedup.likeness(signatures, pairs)
@@ -305,7 +300,7 @@ def _near_copies(
         return dedup.shingles(dedup.normal_form("".join(record["para"])))
 
     better: dict[int, dict[int, float]] = {}  # 诗 → {比它更该留下的: 有多像}
-    for (first, second), like in zip(alive[pairs].tolist(), likeness.tolist()):
+    for (first, second), like in zip(pairs.tolist(), likeness.tolist()):
         if rank[first] > rank[second]:
             first, second = second, first
         better.setdefault(second, {})[first] = like

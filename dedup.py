@@ -17,6 +17,7 @@ import numpy as np
 
 SHINGLE = 3  # 片段的字数
 HASHES = 64  # 一个签名里 MinHash 的个数
+NOTHING = 0xFFFF  # 整行都是它的签名是“没有文字”，与谁都不像
 _BAND = 2  # 一个桶要求连续几个 MinHash 相同；2 个 × 32 桶：Jaccard 0.3 时找到的机会为 95%
 _REACH = 8  # 桶里每首诗只与其后这么多首配对，桶再大也不会成平方地增长
 _BATCH = 1 << 16  # 一批的片段数：让中间结果留在处理器缓存里
@@ -63,8 +64,8 @@ def overlap(first: Counter, second: Counter) -> float:
 
 
 def signature(texts: Sequence[str]) -> np.ndarray:
-    """规范形式 n 首 → uint16 数组 (n, 64)。空诗的签名全为 0xFFFF。"""
-    result = np.full((len(texts), HASHES), 0xFFFF, dtype=np.uint16)
+    """规范形式 n 首 → uint16 数组 (n, 64)。空诗的签名全为 NOTHING。"""
+    result = np.full((len(texts), HASHES), NOTHING, dtype=np.uint16)
     start = 0
     while start < len(texts):
         end, size = start, 0
@@ -98,7 +99,7 @@ def _sign_batch(texts: Sequence[str], result: np.ndarray) -> None:
         np.bitwise_xor(hashed, _XOR[k], out=work)
         np.multiply(work, _ODD[k], out=work)
         result[:, k] = np.minimum.reduceat(work, starts)  # 只留低 16 位
-    result[[not text for text in texts]] = 0xFFFF
+    result[[not text for text in texts]] = NOTHING
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
@@ -125,7 +126,7 @@ def near_pairs(signatures: np.ndarray, threshold: float) -> tuple[np.ndarray, np
     likeness float32 (m,)。用局部敏感哈希找，threshold 低于 0.3 时会有遗漏。
     """
     keys = np.ascontiguousarray(signatures).view(f"<u{2 * _BAND}")  # (n, 64 / _BAND)
-    used = (signatures != 0xFFFF).any(axis=1)
+    used = signatures.min(axis=1, initial=NOTHING) != NOTHING
     found = [np.empty(0, dtype=np.int64)]
     count = len(signatures)
     for band in range(keys.shape[1]):
