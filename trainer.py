@@ -23,6 +23,7 @@ import checkpoint
 import common
 import dataset
 import engine
+import memory
 import optim
 import ranks as distributed
 import runlog
@@ -451,11 +452,14 @@ class Run:
             self._boundary(self.position["pending"])
         self.feed = self._feed()
         self.ranks.start_clock()
+        self.started, self.foretold = self._now(), False
+        first = self.position["update"]
         while not self._is_over():
             began = self._now()
             outcome = self._update(self.position["update"])
             row = self._advance(outcome, self._now() - began)
             self._boundary(row)
+            self._foretell(first)
 
     def _is_over(self):
         if self.settings.early_stop and self.best["stale"] >= self.settings.early_stop:
@@ -824,6 +828,7 @@ class Run:
         tokens = int(self.lengths.sum())
         epochs = s.train_iter / self.plan.per_epoch
         self.peak = common.measure_peak(self.device, self.dtype)
+        predicted = self._predicted_memory()
         lines = [
             f"模型：{total / 1e6:.1f} M 参数（{s.gpt_blocks} 层 × {s.gpt_dim} 维，"
             f"词表 {self.config.vocab_size}）",
@@ -835,6 +840,7 @@ class Run:
             f"设备：{self.device} × {self.ranks.world}，{common.dtype_name(self.dtype)}，"
             f"{'编译' if self.compiled else '不编译'}（{self.compile_reason}），"
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
+            f"预计峰值内存：{memory.pretty(predicted)}（不含 CUDA 上下文与碎片）",
         ]
         if self.resumed:
             lines.append(f"续训：从第 {self.position['update']} 次更新接着来")
@@ -848,8 +854,35 @@ class Run:
             "device": str(self.device),
             "dtype": common.dtype_name(self.dtype),
             "world": self.ranks.world,
+            "memory_mb": predicted >> 20,
         }
         runlog.write_info(self.folder / runlog.INFO, info)
+
+    def _predicted_memory(self):
+        """一次更新的峰值内存（字节）；短的训练用公式，免得多等两秒。"""
+        s = self.settings
+        return memory.predict_peak(
+            self.config,
+            s.batch_size,
+            s.max_seq_len,
+            dtype=common.dtype_name(self.dtype),
+            optimizer=s.optimizer,
+            grad_checkpoint=s.grad_checkpoint == "on",
+            compiled=self.compiled,
+            device=self.device.type,
+            world=self.ranks.world,
+            quick=s.train_iter < 200 or self.clock is not None,
+        )
+
+    def _foretell(self, first):
+        """训练满一分钟时，说一次预计什么时候结束；first 是这次启动时的更新次数。"""
+        seconds, done = self._now() - self.started, self.position["update"]
+        if self.clock is not None or self.foretold or seconds < 60:
+            return
+        self.foretold = True
+        left = seconds / (done - first) * max(0, self.settings.updates - done)
+        end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
+        self._say(f"照现在的速度，还要 {common.duration(left)}，约 {end} 训练完。")
 
     def _progress_bar(self):
         if not self.ranks.first or self.clock is not None:
