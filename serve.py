@@ -355,8 +355,8 @@ def _page(name):
     """一个自足的 HTML 文件，带着只许它自己的脚本运行的 CSP。"""
     from starlette.responses import Response
 
-    html = (_HERE / name).read_bytes()
-    headers = {"Content-Security-Policy": content_policy(html.decode("utf-8"))}
+    html = (_HERE / name).read_text(encoding="utf-8")  # 换行一律成 \n，散列才与浏览器算的相同
+    headers = {"Content-Security-Policy": content_policy(html)}
 
     async def show(request):
         return Response(html, headers=headers, media_type="text/html")
@@ -366,6 +366,8 @@ def _page(name):
 
 async def read_body(request) -> bytes:
     """请求体；太大 413，太慢 408。"""
+    from starlette.requests import ClientDisconnect
+
     parts, size = [], 0
 
     async def read():
@@ -380,6 +382,8 @@ async def read_body(request) -> bytes:
         await asyncio.wait_for(read(), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise ApiError(408, "请求体来得太慢", "body_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(400, "请求体没有收完") from None
     return b"".join(parts)
 
 

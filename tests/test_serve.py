@@ -275,6 +275,18 @@ def test_headers(client):
     assert not any(name.startswith("access-control") for name in headers)
 
 
+def test_windows_line_ends_do_not_break_the_page(engine, tmp_path, monkeypatch):
+    for name in ("page.html", "live.html"):
+        text = (serve._HERE / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
+    here = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://[::1]")
+    monkeypatch.setattr(serve, "_HERE", tmp_path)
+    there = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://[::1]")
+    for path in ("/", "/train"):
+        policies = [c.get(path).headers["content-security-policy"] for c in (here, there)]
+        assert policies[0] == policies[1]  # 浏览器按 \n 算散列
+
+
 def test_pages_are_self_contained(client):
     for path in ("/", "/train"):
         html = client.get(path).text
@@ -335,6 +347,19 @@ def test_hanging_up_stops_the_poem(slow, stream):
             httpx.post(url + CHAT, json=body, timeout=0.3)
     assert server.wait_until(lambda: engine.handles and engine.handles[0].cancelled.is_set())
     assert server.wait_until(lambda: not service.running)
+
+
+def test_body_cut_short_is_no_crash(slow):
+    import socket
+
+    import httpx
+
+    _, _, url = slow
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sock.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+    assert httpx.get(url + "/v1/models").status_code == 200
 
 
 def test_pieces_arrive_as_they_are_written(slow):
