@@ -1,6 +1,7 @@
 """test_ddp.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
 
-省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）或被杀死（kill_at）。
+省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）或被杀死（kill_at），
+也可以每次更新前歇一会儿（pause 秒）。
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ def train(case: dict, rank: int = 0) -> dict:
     if "port" in case:
         os.environ["MASTER_PORT"] = str(case["port"])
     values = {**config.values(), **case["values"], **case.get("rank_values", {}).get(str(rank), {})}
+    values["WORK_DIR"] = os.environ.get("DDP_WORK_DIR", values["WORK_DIR"])
     real_update = trainer.Run._update
 
     def update(self, number):
+        time.sleep(case.get("pause", 0.0))
         if rank == case.get("rank", 0):
             _trouble(case, number, self)
         return real_update(self, number)
@@ -64,7 +67,8 @@ def main() -> int:
         outcome = train(case, rank)
         path = folder / f"{case['name']}.{rank}.json"
         path.write_text(json.dumps(outcome, ensure_ascii=False), encoding="utf-8")
-        if "refused" in outcome and case.get("must_finish"):
+        if case.get("must_finish") and "result" not in outcome:
+            print(outcome.get("refused", ""), file=sys.stderr, flush=True)
             return 1
     return 0
 

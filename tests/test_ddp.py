@@ -17,8 +17,10 @@ import torch
 
 import checkpoint
 import common
+import config
 import dataset
 import ranks
+import trainer
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -354,6 +356,30 @@ def test_cores_are_shared_out(monkeypatch, environment, threads):
 
 
 # ── 启动器 ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("rank, said", [("0", True), ("1", False)])
+def test_only_one_process_complains_about_the_command_line(monkeypatch, capsys, rank, said):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    waited = []
+    monkeypatch.setattr(ranks.time, "sleep", waited.append)
+    with pytest.raises(SystemExit), ranks.one_voice():
+        config.load("", argv=["--NOPE=1"])
+    assert ("NOPE" in capsys.readouterr().err) == said
+    assert bool(waited) != said  # 没说话的要等说话的先说完
+
+
+def test_one_ctrl_c_delivered_twice_is_one(monkeypatch):
+    """终端和 torchrun 各送一遍；五秒以后的才算第二次。"""
+    now = [100.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    with trainer.StopSignal(patient=True) as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        now[0] += 6
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows 上没有 SIGKILL，torchrun 也缺 libuv")
