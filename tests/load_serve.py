@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=64)
     given, passed = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # 被叫停时也收拾好子进程
     with tempfile.TemporaryDirectory() as folder:
         if not any(word.upper().startswith("--CHECKPOINT") for word in passed):
             passed += [f"--CHECKPOINT={_tiny_checkpoint(folder)}", f"--WORK_DIR={folder}"]
