@@ -72,6 +72,8 @@ def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=
     temperature 0 = 只留最大的；top_k 0、top_p 1、min_p 0 = 不限。次序与 transformers 相同：
     温度、top-k、top-p（在 top-k 留下的里面累加）、min-p（相对最大的概率）。
     """
+    if not any(isinstance(x, (list, torch.Tensor)) for x in (temperature, top_k, top_p, min_p)):
+        return _same_candidates(logits, temperature, top_k, top_p, min_p)
     size = logits.size(-1)
     temperature, top_p, min_p = (_column(x, logits) for x in (temperature, top_p, min_p))
     wanted = _column(top_k, logits)
@@ -83,11 +85,30 @@ def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=
     limit = torch.where(wanted > 0, wanted, torch.full_like(wanted, size))
     limit = torch.where(greedy, torch.ones_like(limit), limit)
     probs = values.masked_fill(rank >= limit, -torch.inf).softmax(-1)
+    return _drop_tail(probs, top_p, min_p), ids
+
+
+def _same_candidates(logits, temperature, top_k, top_p, min_p):
+    """各行选项相同时的 candidates，少走几步。"""
+    size = logits.size(-1)
+    if temperature == 0:
+        ids = logits.argmax(-1, keepdim=True)
+        return torch.ones_like(ids, dtype=logits.dtype), ids
+    if 0 < top_k < size:
+        values, ids = logits.topk(top_k, dim=-1)
+    else:
+        values, ids = logits.sort(-1, True)
+    probs = (values / temperature).softmax(-1)
+    return (_drop_tail(probs, top_p, min_p) if top_p < 1 or min_p > 0 else probs), ids
+
+
+def _drop_tail(probs, top_p, min_p):
+    """从大到小的概率里去掉 top-p、min-p 之外的，再归一。"""
     before = probs.cumsum(-1) - probs  # 比它更可能的加起来
     drop = (before >= top_p) | (probs < min_p * probs[:, :1])
     drop[:, 0] = False
     probs = probs.masked_fill(drop, 0.0)
-    return probs / probs.sum(-1, keepdim=True), ids
+    return probs / probs.sum(-1, keepdim=True)
 
 
 def _column(value, logits):
