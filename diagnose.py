@@ -73,6 +73,8 @@ def run_check(check: Callable[[], Findings]) -> list[Finding]:
     except common.UserError as error:
         first, *rest = str(error).split("\n")
         found.append(Finding(BAD, _title(check), first, "\n".join(rest)))
+    except ImportError as error:
+        found.append(Finding(WARN, _title(check), f"没法查：{error}", "先装好必需的包"))
     except Exception as error:  # 诊断工具自己不能崩
         text = f"这一项没能查成（{type(error).__name__}：{str(error)[:200]}）"
         found.append(Finding(WARN, _title(check), text))
@@ -92,8 +94,6 @@ def check_python() -> Findings:
     text = f"{platform.python_version()}，{bits} 位，{platform.system()} {platform.machine()}"
     if bits != 64:
         yield Finding(BAD, "Python", text, "PyTorch 只有 64 位的：请安装 64 位 Python")
-    elif sys.version_info < (3, 8):
-        yield Finding(BAD, "Python", text, "需要 Python 3.8 以上")
     else:
         yield Finding(OK, "Python", text)
 
@@ -103,8 +103,14 @@ def check_packages() -> Findings:
     folder = Path(__file__).resolve().parent
     pip = f"{sys.executable} -m pip install -r"
     required = _requirement_problems(folder / "requirements.txt")
+    broken = _broken_imports() if not required else ""
     if required:
         yield Finding(BAD, "必需的包", "；".join(required), f"{pip} requirements.txt")
+    elif broken:
+        mend = f"{pip} requirements.txt --force-reinstall"
+        if platform.system() == "Windows":
+            mend += "\n缺 DLL 时，安装微软的 Visual C++ 2015–2022 运行库"
+        yield Finding(BAD, "必需的包", f"装了却载入不了：{broken}", mend)
     else:
         yield Finding(OK, "必需的包", "齐全")
     optional = _requirement_problems(folder / "requirements-extra.txt")
@@ -113,6 +119,18 @@ def check_packages() -> Findings:
         yield Finding(WARN, "可选的包", text, f"{pip} requirements-extra.txt")
     else:
         yield Finding(OK, "可选的包", "齐全")
+
+
+def _broken_imports():
+    """载入不了的第一个必需的包和原因；都好时为空串。"""
+    import importlib
+
+    for name in ("torch", "tokenizers", "numpy", "tqdm"):
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            return f"{name}（{str(error)[:160]}）"
+    return ""
 
 
 def _requirement_problems(path):
@@ -696,7 +714,7 @@ def overview() -> int:
     if worst:
         print(f"先解决 {marks[BAD]} 的 {len(worst)} 项：")
         for finding in worst:
-            print(f"  {finding.name}：{finding.mend or finding.text}")
+            print(f"  {finding.name}：" + (finding.mend or finding.text).replace("\n", "\n    "))
         return 1
     print("下一步：" + "；".join(next_steps(config.WORK_DIR)))
     return 0
@@ -724,10 +742,18 @@ def poem_texts() -> list[str]:
 def show_token(tok, token: int) -> str:
     """一个 token 给人看的样子：真正的字；不成字的字节写成 <E6 98>。"""
     raw = tok.token_bytes(token)
-    try:
+    if is_whole(raw):
         return repr(raw.decode("utf-8"))[1:-1]
+    return "<" + " ".join(f"{byte:02X}" for byte in raw) + ">"
+
+
+def is_whole(raw: bytes) -> bool:
+    """这些字节是不是完整的字。"""
+    try:
+        raw.decode("utf-8")
     except UnicodeDecodeError:
-        return "<" + " ".join(f"{byte:02X}" for byte in raw) + ">"
+        return False
+    return True
 
 
 def tokenizer_report() -> int:
@@ -763,7 +789,7 @@ def _print_tokenizer(tok, texts):
             counts += np.bincount(ids, minlength=tok.vocab_size) if ids else 0
     common_ids = [int(token) for token in np.argsort(-counts, kind="stable")[:20]]
     middle = [int(token) for token in np.linspace(259, tok.vocab_size - 1, 20).astype(int)]
-    partial = [t for t in range(259, tok.vocab_size) if show_token(tok, t).startswith("<")]
+    partial = [t for t in range(259, tok.vocab_size) if not is_whole(tok.token_bytes(t))]
     print(f"词表：{found['vocab_size']} 个，特殊符号 {' '.join(tok.special_ids)}")
     print(f"压缩：每个 token {found['chars_per_token']:.3f} 字")
     print(f"切到几个 token 里的字：{found['split_char_share']:.2%}")
@@ -837,16 +863,19 @@ def memory_report() -> int:
         began = time.perf_counter()
         predicted = memory.predict_peak(**_arguments(update))
         seconds = time.perf_counter() - began
-        row = {"dtype": dtype, "predicted_mb": predicted >> 20}
-        row["formula_mb"] = memory.formula(update) >> 20
         measured = memory.measure(update)
-        row.update(measured_mb=measured >> 20, ratio=round(predicted / measured, 3))
+        row = {
+            "dtype": dtype,
+            "predicted_mb": predicted >> 20,
+            "formula_mb": memory.formula(update) >> 20,
+            "measured_mb": measured >> 20,
+            "ratio": round(predicted / measured, 3),
+        }
         print(
-            f"{dtype}：预测 {row['predicted_mb']} MB（{seconds:.1f} 秒），公式 {row['formula_mb']} MB，"
-            f"实测 {row['measured_mb']} MB，预测 ÷ 实测 = {row['ratio']:.2f}",
-            flush=True,
+            f"{dtype}：预测 {memory.pretty(predicted)}（{seconds:.1f} 秒），"
+            f"实测 {memory.pretty(measured)}，预测 ÷ 实测 = {row['ratio']:.2f}"
         )
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
     return 0
 
 
