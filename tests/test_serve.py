@@ -279,9 +279,11 @@ def test_windows_line_ends_do_not_break_the_page(engine, tmp_path, monkeypatch):
     for name in ("page.html", "live.html"):
         text = (serve._HERE / name).read_text(encoding="utf-8")
         (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
-    here = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://[::1]")
+    here = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
     monkeypatch.setattr(serve, "_HERE", tmp_path)
-    there = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://[::1]")
+    there = TestClient(
+        serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1"
+    )
     for path in ("/", "/train"):
         policies = [c.get(path).headers["content-security-policy"] for c in (here, there)]
         assert policies[0] == policies[1]  # 浏览器按 \n 算散列
