@@ -1,14 +1,26 @@
-"""在空闲的回环端口上跑真的 uvicorn，供接口与页面的测试用。"""
+"""在空闲的回环端口上跑真的 uvicorn，供接口与页面的测试用；Chromium 在哪里、怎样启动。"""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 import time
 
 import serve
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 DEFAULTS = {"temperature": 0.7, "top_k": 20, "top_p": 1.0, "max_new_tokens": 400}
 
 

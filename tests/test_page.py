@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 
 import pytest
@@ -17,27 +16,16 @@ pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
 
 from tests import server  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
-if not os.path.exists(CHROMIUM):
+if not os.path.exists(server.CHROMIUM):
     pytest.skip("没有安装 Chromium", allow_module_level=True)
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 LONG = tuple(f"第{k}行写着{{q}}\n" for k in range(1, 80))
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright_api.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = play.chromium.launch(executable_path=server.CHROMIUM, args=server.FLAGS)
         yield chromium
         chromium.close()
 
