@@ -61,6 +61,7 @@ def _write(page, question, seed, count):
 def _shoot(page, path):
     page.evaluate(PLAIN)
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    page.mouse.move(2, 400)
     page.screenshot(path=path)
     print(f"{path.name}：{path.stat().st_size / 1024:.0f} KB")
 

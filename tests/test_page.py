@@ -337,9 +337,14 @@ def test_reduced_motion(browser, site):
         assert page.evaluate("document.getAnimations().length") == 0
 
 
-def test_untrained_controls_are_marked(page):
+def test_untrained_controls_are_marked(page, site, monkeypatch):
     page.click("#show-options")
-    assert page.locator("[data-kind]:visible").count() == 0  # 假引擎样样学过
+    assert page.locator("[data-kind]:visible").count() == 0  # 假引擎样样练过
+    monkeypatch.setattr(site[0], "prompt_kinds", ("title",), raising=False)
+    page.reload()
+    page.click("#show-options")
+    page.locator("[data-kind=lines]:visible").wait_for()
+    assert page.locator("[data-kind]:visible").count() == 4
 
 
 # ── 训练页 ────────────────────────────────────────────────────────────
