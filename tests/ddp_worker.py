@@ -1,7 +1,7 @@
 """test_ddp.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
 
-省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）或被杀死（kill_at），
-也可以每次更新前歇一会儿（pause 秒）。
+省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）、
+说内存不够（short_at）或被杀死（kill_at），也可以每次更新前歇一会儿（pause 秒）。
 """
 
 from __future__ import annotations
@@ -53,11 +53,24 @@ def train(case: dict, rank: int = 0) -> dict:
 def _trouble(case, number, run):
     if number == case.get("stop_at"):
         run.stop.received = signal.SIGTERM
+    if number == case.get("short_at"):
+        run._backward = _short_of_memory(run)
     if number == case.get("hang_at"):
         time.sleep(case["seconds"])
     if number == case.get("kill_at") and not Path(case["marker"]).exists():
         Path(case["marker"]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _short_of_memory(run):
+    """头一次反向说内存不够，之后照常。"""
+    real = run._backward
+
+    def backward(*_, **__):
+        run._backward = real
+        raise MemoryError
+
+    return backward
 
 
 def main() -> int:

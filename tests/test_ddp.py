@@ -181,6 +181,8 @@ def pair(tmp_path_factory, data, single) -> tuple:
     shutil.copytree(single / "half", folder / "moved_1")
     case("moved", rank_values={"1": {"WORK_DIR": str(folder / "moved_1")}})
     case("half", stop_at=HALF, rank=1)
+    case("short", short_at=HALF, rank=1)
+    cases[-1]["values"].update(KINDS["adamw_plain"])
     case("config", rank_values={"1": {"LEARNING_RATE": 0.5, "GRAD_CLIP": 2.0}})
     shutil.copy(data.with_name("other.bin"), Path(work_dir(folder / "b", data)) / "dataset.bin")
     case("dataset", rank_values={"1": {"WORK_DIR": str(folder / "b")}})
@@ -216,6 +218,12 @@ def test_validation_is_the_same(single, pair):
     )
     assert two["val_bpc"] == pytest.approx(one["val_bpc"], rel=1e-6)
     assert two["iter"] == one["iter"]
+
+
+def test_all_split_when_one_is_short_of_memory(single, pair):
+    folder, _ = pair
+    assert_same_run(single / "adamw_plain", folder / "short")
+    assert "分 2 份计算" in (folder / "log0.txt").read_text(encoding="utf-8")
 
 
 # ── 换进程数、换机器 ──────────────────────────────────────────────────
