@@ -369,6 +369,8 @@ class Session:
         first = len(self.rows)
         ids = [*rows[0].prompt, *rows[0].tokens]
         logits = self.decoder.prefill(self.cache, first, ids)
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError("模型的输出不是有限的数：训练可能已经发散。请换一个检查点")
         for index, row in enumerate(rows, first):
             if index > first:
                 self.cache.copy_row(first, index, len(ids))

@@ -64,7 +64,10 @@ def chat(
     check_copy=True 时返回 Poem，它的 .copied 说明与训练诗最长的相同片段。
     没有模型、选项越界、问题太长等抛出 UserError。
     """
-    options = _gather(locals())
+    given = dict(locals())
+    for name in ("question", "n", "check_copy", "checkpoint"):
+        del given[name]
+    options = _gather(given)
     poet = _poet(checkpoint)
     request, n = _request(poet, question, options, n)
     copies = _copy_index(check_copy)
@@ -89,8 +92,7 @@ def chat_stream(question=None, *, checkpoint=None, **options):
 
 def _gather(given):
     """没有给的选项取 config 此刻的值。"""
-    skip = ("question", "n", "check_copy", "checkpoint")
-    options = {name: value for name, value in given.items() if name not in skip}
+    options = dict(given)
     defaults = {
         "temperature": config.TEMPERATURE,
         "top_k": config.TOP_K,

@@ -15,7 +15,7 @@ from torch import nn
 from gpt import GPT, GPTConfig
 
 MARK = "int8"
-_FEW_ROWS = 16  # 行数不超过它才用 int8 矩阵乘；再多时还原成 fp32 更快
+_FEW_ROWS = 32  # 行数不超过它才用 int8 矩阵乘；再多时还原成 fp32 更快
 
 
 def quantize(weight: torch.Tensor) -> tuple:

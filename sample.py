@@ -61,9 +61,11 @@ def ban(logits: torch.Tensor, tokens) -> torch.Tensor:
 
 
 def allow_only(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """logits (V,) 里只许这些 token 出现；返回新的张量。"""
-    kept = torch.full_like(logits, -torch.inf)
-    return kept.index_copy_(0, tokens, logits[tokens])
+    """logits (V,) 里只许这些 token 出现；它们若都已被禁止，就一样可能。返回新的张量。"""
+    kept, scores = torch.full_like(logits, -torch.inf), logits[tokens]
+    if scores.max() == -torch.inf:
+        scores = torch.zeros_like(scores)
+    return kept.index_copy_(0, tokens, scores)
 
 
 def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> tuple:

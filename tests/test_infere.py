@@ -171,6 +171,18 @@ def test_acrostic_is_guaranteed(poet, heads, seed):
         assert "".join(line[0] for line in text.split("\n") if line.strip()) == heads
 
 
+def test_controls_win_over_other_bans(poet):
+    options = {"no_repeat_ngram": 1, "min_new_tokens": 60, "max_new_tokens": 60, "seed": 1}
+    text = infere.chat("季节", acrostic="春春春春", **options)
+    assert [line[0] for line in lines_of(text)] == list("春春春春")
+
+
+def test_diverged_model(tmp_path, poet):
+    tiny_model.save(tmp_path / "best_model.bin", std=1e30)
+    with pytest.raises(common.UserError, match="发散"):
+        infere.chat("春天", checkpoint=tmp_path / "best_model.bin")
+
+
 @pytest.mark.parametrize("lines", [1, 2, 5])
 def test_number_of_lines(poet, lines):
     for seed in range(3):
@@ -286,6 +298,11 @@ def test_untrained_control_is_warned_about(tmp_path, monkeypatch):
 def test_bad_input(poet, question, options, words):
     with pytest.raises(common.UserError, match=words):
         infere.chat(question, **options)
+
+
+def test_unknown_option(poet):
+    with pytest.raises(common.UserError, match="temperature"):
+        infere.chat_stream("春", temprature=1)
 
 
 def test_no_model(tmp_path, monkeypatch):
