@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 
+import checkpoint
 import common
 import config
 import engine
@@ -178,7 +179,9 @@ def test_controls_win_over_other_bans(poet):
 
 
 def test_diverged_model(tmp_path, poet):
-    tiny_model.save(tmp_path / "best_model.bin", std=1e30)
+    state = tiny_model.save(tmp_path / "best_model.bin")
+    state["weights"]["norm.weight"].fill_(float("nan"))
+    checkpoint.save(tmp_path / "best_model.bin", state)
     with pytest.raises(common.UserError, match="发散"):
         infere.chat("春天", checkpoint=tmp_path / "best_model.bin")
 

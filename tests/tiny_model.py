@@ -34,12 +34,10 @@ def model(vocab_size: int, max_seq_len: int = 128, seed: int = 0, std: float = 0
     return found.eval()
 
 
-def save(
-    path, *, seed=0, max_seq_len=128, kinds=prompt.KINDS, whole_chars=False, std=0.25, **extra
-) -> dict:
+def save(path, *, seed=0, max_seq_len=128, kinds=prompt.KINDS, whole_chars=False, **extra) -> dict:
     """写一个随机权重的检查点，返回 state；whole_chars 时它几乎只写整字与换行。"""
     tok = tokenizer()
-    network = model(tok.vocab_size, max_seq_len, seed, std)
+    network = model(tok.vocab_size, max_seq_len, seed)
     if whole_chars:
         texts = [tok.token_bytes(i).decode("utf-8", "replace") for i in range(tok.vocab_size)]
         other = [i for i, text in enumerate(texts) if text != "\n" and not text.isalpha()]
