@@ -694,7 +694,7 @@ def next_steps(work_dir: str) -> list[str]:
         return ["python train_gpt.py"]
     if tokenizer_files() and there("all_poems.json"):
         return ["python train_dataset_one.py"]
-    if there("all_poems.json"):
+    if there("clean_report.json") and there("all_poems.json"):
         return ["python hug_face_tokenizer.py"]
     return ["python data_clean.py"]
 

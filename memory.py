@@ -63,7 +63,11 @@ def predict_peak(
     world: int = 1,
     quick: bool = False,
 ) -> int:
-    """训练一次更新的峰值内存（字节）；trained 默认为全部 token。quick 时只用公式。绝不抛出异常。"""
+    """训练一次更新的峰值内存（字节）；绝不抛出异常。
+
+    trained 默认为全部 token；quick 时只用公式。compiled 不改变结果：编译后的算子少留一些激活，
+    给出的是不编译时的上界。
+    """
     trained = rows * length if trained is None else trained
     update = Update(
         config,

@@ -149,8 +149,9 @@ def test_unknown_word_is_refused():
 def test_next_step_follows_the_files(tmp_path, settings):
     settings(WORK_DIR=str(tmp_path))
     steps = []
-    for name in ("", "all_poems.json", "tokenizer_hug.json", "dataset.bin", "checkpoint.bin"):
-        if name:
+    made = ("clean_report.json", "all_poems.json")
+    for names in ((), made, ("tokenizer_hug.json",), ("dataset.bin",), ("checkpoint.bin",)):
+        for name in names:
             (tmp_path / name).write_text("", encoding="utf-8")
         steps.append(diagnose.next_steps(str(tmp_path))[0].split("（")[0])
     assert steps == [
