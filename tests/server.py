@@ -50,7 +50,7 @@ def running(the_service: serve.Service):
         sock.close()
 
 
-def wait_until(condition, seconds: float = 10.0) -> bool:
+def wait_until(condition, seconds: float = 30.0) -> bool:
     """等条件成立；等不到给 False。"""
     deadline = time.monotonic() + seconds
     while not condition():

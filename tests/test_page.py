@@ -56,7 +56,7 @@ class opened:
 
     def __enter__(self):
         page = self.context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._console)
         page.goto(self.url)

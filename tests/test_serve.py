@@ -315,7 +315,7 @@ def _post(url, **fields):
     import httpx
 
     body = {"messages": [{"role": "user", "content": "雪"}], **fields}
-    return httpx.Client(timeout=10).stream("POST", url + CHAT, json=body)
+    return httpx.Client(timeout=30).stream("POST", url + CHAT, json=body)
 
 
 def test_full_queue_is_429_and_frees_up(slow):
@@ -331,7 +331,7 @@ def test_full_queue_is_429_and_frees_up(slow):
     assert server.wait_until(lambda: not service.running)
     for _ in range(10):
         engine.step.release()
-    assert httpx.post(url + CHAT, json=body, timeout=10).status_code == 200
+    assert httpx.post(url + CHAT, json=body, timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
