@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -464,7 +465,7 @@ def test_repl_survives_a_narrow_console(poet, folder):
         input="/种子 1\n春天\nexit\n".encode("gbk"),
         capture_output=True,
         cwd=ROOT,
-        env={**__import__("os").environ, "PYTHONIOENCODING": "gbk"},
+        env={**os.environ, "PYTHONIOENCODING": "gbk"},
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode("gbk", "replace")
@@ -477,7 +478,7 @@ def test_script_without_a_model(tmp_path):
         capture_output=True,
         cwd=ROOT,
         encoding="utf-8",
-        env={**__import__("os").environ, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         check=False,
     )
     assert done.returncode == 1 and "train_gpt" in done.stderr and "Traceback" not in done.stderr
