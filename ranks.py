@@ -53,7 +53,7 @@ class Ranks:
 
     @property
     def reads_files(self) -> bool:
-        """每台机器有一个进程读检查点。"""
+        """每台机器有一个进程读检查点、报告共同的错误。"""
         return self.rank == 0 or self.local_rank == 0 or not _launched()
 
     # ── 开始之前：经由存储，不需要显卡 ────────────────────────────────

@@ -352,11 +352,8 @@ class Run:
             )
 
     def _agree(self):
-        watched = {
-            name: value
-            for name, value in self.values.items()
-            if name not in ("WORK_DIR", "RAW_DATA", "DATA", "DEVICE")
-        }
+        names = [field.name.upper() for field in fields(Settings)]
+        watched = {n: self.values[n] for n in names if n not in ("WORK_DIR", "DEVICE")}
         self.ranks.agree(
             {
                 **watched,
