@@ -16,10 +16,14 @@ import weakref
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt
 import optim
+
+try:  # torch 的内部接口；哪天没有了就只用公式
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:
+    TorchDispatchMode = object
 
 GIB = 1 << 30
 # 张量以外要留的：CUDA 上下文与 cuBLAS 工作区约 0.5 GiB、桌面约 0.3 GiB；分配器碎片 15%
