@@ -1,0 +1,386 @@
+"""训练循环：续训逐位相同、出错有办法、记录不缺不重、真的学得会。"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+import common
+import dataset
+import engine
+import trainer
+from ranks import Ranks
+from tests.training import ROOT, SMALL, build_data, values, work_dir
+
+TIMED = ("tokens_per_s", "seconds")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return build_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, data):
+    """从头到尾没有中断的一次训练。"""
+    folder = work_dir(tmp_path_factory.mktemp("runs") / "unbroken", data)
+    trainer.train(values(folder))
+    return folder
+
+
+def stop_before(monkeypatch, *updates):
+    """每次启动在给定的更新之前收到一次 Ctrl-C。"""
+    waiting = list(updates)
+    real = trainer.Run._update
+
+    def update(self, number):
+        if waiting and number == waiting[0]:
+            waiting.pop(0)
+            self.stop.received = 2
+        return real(self, number)
+
+    monkeypatch.setattr(trainer.Run, "_update", update)
+
+
+def log_rows(folder):
+    with open(folder / "train_log.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+
+
+def assert_same_run(one, other):
+    """两个目录里的训练结果逐位相同。"""
+    a, b = (checkpoint.load(folder / "checkpoint.bin") for folder in (one, other))
+    for part in ("weights", "best"):
+        assert_equal(a[part], b[part])
+    assert_equal(a["optimizer"], b["optimizer"])
+    assert_equal(
+        checkpoint.load(one / "best_model.bin")["weights"],
+        checkpoint.load(other / "best_model.bin")["weights"],
+    )
+    assert log_rows(one) == log_rows(other)
+    texts = [(folder / "samples.txt").read_text(encoding="utf-8") for folder in (one, other)]
+    assert texts[0] == texts[1]
+
+
+def assert_equal(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    else:
+        assert a == b
+
+
+def test_short_run_leaves_everything(unbroken):
+    names = ["checkpoint.bin", "best_model.bin", "train_log.csv", "samples.txt", "run_info.json"]
+    assert all((unbroken / name).exists() for name in names)
+    rows = log_rows(unbroken)
+    assert [int(row["update"]) for row in rows] == list(range(1, 13))
+    assert [int(row["iter"]) for row in rows] == [3 * n for n in range(1, 12)] + [35]
+    assert [row["iter"] for row in rows if row["val_bpc"]] == ["9", "18", "27", "35"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    samples = (unbroken / "samples.txt").read_text(encoding="utf-8")
+    assert [f"── 迭代 {n} ──" in samples for n in (12, 24, 35)] == [True] * 3
+
+
+def test_interrupted_run_is_the_same_run(tmp_path, data, unbroken, monkeypatch, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    stop_before(monkeypatch, 0, 5, 9)
+    for expected in (0, 5, 9):
+        result = trainer.train(values(folder))
+        assert result["stopped"] and result["updates"] == expected
+        assert trainer.exit_code(result) == 130
+        assert "重新运行同一条命令" in capsys.readouterr().out
+    trainer.train(values(folder))
+    assert_same_run(folder, unbroken)
+
+
+def test_interrupt_during_validation_is_the_same_run(tmp_path, data, unbroken, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    real, calls = trainer.Run.validation_bpc, []
+
+    def validation(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise trainer.Interrupted
+        return real(self)
+
+    monkeypatch.setattr(trainer.Run, "validation_bpc", validation)
+    trainer.train(values(folder))
+    assert len(log_rows(folder)) == 5  # 第 6 次更新已做，它的验证还没有
+    trainer.train(values(folder))
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows 没有 SIGKILL")
+def test_killed_run_is_the_same_run(tmp_path, data, unbroken):
+    """在更新之前、写检查点写到一半、两次改名之间被 SIGKILL，各接一次，最后跑完。"""
+    folder = work_dir(tmp_path / "run", data)
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(values(folder)), encoding="utf-8")
+    moments = ("update:7", "write:4", "rename:5", "none")
+    codes = []
+    for moment in moments:
+        command = [sys.executable, str(ROOT / "tests" / "training_worker.py"), str(file), moment]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+        codes.append(subprocess.run(command, env=environment, capture_output=True).returncode)
+    assert codes == [-9, -9, -9, 0]
+    assert_same_run(folder, unbroken)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_half_written_log_line_is_mended(tmp_path, data, unbroken, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    stop_before(monkeypatch, 7)
+    trainer.train(values(folder))
+    with open(folder / "train_log.csv", "a", encoding="utf-8") as file:
+        file.write("24,8,5.5,,0.003,99,1,2\n27,9,5.")  # 检查点之后的行，末行写了一半
+    trainer.train(values(folder))
+    assert_same_run(folder, unbroken)
+
+
+def test_finished_run_says_how_to_prolong(unbroken, capsys):
+    before = (unbroken / "checkpoint.bin").read_bytes()
+    result = trainer.train(values(unbroken))
+    text = capsys.readouterr().out
+    assert "已经完成" in text and "TRAIN_ITER" in text and "--RESUME=off" in text
+    assert result["updates"] == 12 and (unbroken / "checkpoint.bin").read_bytes() == before
+
+
+def test_prolonged_run_continues(tmp_path, data, monkeypatch, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, TRAIN_ITER=6))
+    result = trainer.train(values(folder, TRAIN_ITER=12, LEARNING_RATE=0.001))
+    text = capsys.readouterr().out
+    assert result["updates"] == 4
+    assert "TRAIN_ITER：6 → 12" in text and "LEARNING_RATE" in text
+    assert [int(row["update"]) for row in log_rows(folder)] == [1, 2, 3, 4]
+
+
+def test_changes_that_make_another_run_are_refused_together(tmp_path, data, unbroken):
+    changes = {"GPT_DIM": 64, "SEED": 7, "OPTIMIZER": "adamw", "BATCH_SIZE": 2, "ACCUM_STEPS": 4}
+    before = (unbroken / "checkpoint.bin").read_bytes()
+    with pytest.raises(common.UserError) as caught:
+        trainer.train(values(unbroken, **changes))
+    assert all(name in str(caught.value) for name in changes)
+    assert "--RESUME=off" in str(caught.value)
+    assert (unbroken / "checkpoint.bin").read_bytes() == before
+
+
+def test_other_dataset_or_tokenizer_is_refused(tmp_path, data, unbroken):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    build_data(folder, vocab=400)
+    (folder / "checkpoint.bin").write_bytes((unbroken / "checkpoint.bin").read_bytes())
+    with pytest.raises(common.UserError) as caught:
+        trainer.train(values(folder))
+    assert "分词器" in str(caught.value) and "dataset.bin" in str(caught.value)
+
+
+def test_resume_off_keeps_old_files_aside(tmp_path, data):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, TRAIN_ITER=3))
+    old = (folder / "best_model.bin").read_bytes()
+    trainer.train(values(folder, TRAIN_ITER=6, RESUME="off"))
+    assert (folder / "best_model.old1.bin").read_bytes() == old
+    assert (folder / "train_log.old1.csv").exists() and (folder / "checkpoint.old1.bin").exists()
+    assert len(log_rows(folder)) == 2
+
+
+def test_missing_dataset_names_the_script(tmp_path):
+    with pytest.raises(common.UserError, match="train_dataset_one"):
+        trainer.train(values(tmp_path))
+
+
+def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, data, unbroken, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    stop_before(monkeypatch, 9)
+    trainer.train(values(folder))
+    content = bytearray((folder / "checkpoint.bin").read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / "checkpoint.bin").write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match=r"checkpoint\.prev\.bin"):
+        trainer.train(values(folder))
+    assert_same_run(folder, unbroken)
+
+
+def out_of_memory_above(monkeypatch, rows):
+    """一次前向超过 rows 行就显存不足。"""
+    real = trainer.GPT.forward
+
+    def forward(self, ids, where=None, labels=None):
+        if labels is not None and len(ids) > rows:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, ids, where, labels)
+
+    monkeypatch.setattr(trainer.GPT, "forward", forward)
+
+
+def test_out_of_memory_splits_rows_with_the_same_gradient(tmp_path, data, monkeypatch, capsys):
+    options = {"TRAIN_ITER": 9, "DROPOUT": 0.0}
+    whole, parts = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "parts", data)
+    trainer.train(values(whole, **options))
+    out_of_memory_above(monkeypatch, 2)
+    trainer.train(values(parts, **options))
+    assert "梯度不变" in capsys.readouterr().out
+    a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
+    for name in a:
+        assert torch.linalg.norm(a[name] - b[name]) <= 1e-5 * torch.linalg.norm(a[name]), name
+
+
+def test_out_of_memory_at_one_row_stops_with_advice(tmp_path, data, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(common.UserError, match="GRAD_CHECKPOINT"):
+        trainer.train(values(folder))
+
+
+def test_non_finite_update_is_skipped_and_counted(tmp_path, data, monkeypatch, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    real = trainer.Run._backward
+
+    def backward(self, part, weight, seed):
+        bad = self.position["update"] == 2
+        return real(self, part, float("nan") if bad else weight, seed)
+
+    monkeypatch.setattr(trainer.Run, "_backward", backward)
+    result = trainer.train(values(folder, TRAIN_ITER=12))
+    assert result["skipped"] == 1 and result["updates"] == 4
+    assert "跳过" in capsys.readouterr().out
+    weights = checkpoint.load(folder / "checkpoint.bin")["weights"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_many_non_finite_updates_stop_the_run(tmp_path, data, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, TRAIN_ITER=6))
+    saved = (folder / "checkpoint.bin").read_bytes()
+    monkeypatch.setattr(trainer.Run, "_gradients", lambda self, *_: self._nan())
+    monkeypatch.setattr(trainer.Run, "_nan", _nan_gradients, raising=False)
+    with pytest.raises(common.UserError, match="连续 4 次"):
+        trainer.train(values(folder, TRAIN_ITER=60, MAX_BAD_STEPS=4, SAVE_EVERY=1000))
+    assert (folder / "checkpoint.bin").read_bytes() == saved
+
+
+def _nan_gradients(run):
+    for param in run.model.parameters():
+        param.grad = torch.full_like(param, float("nan"))
+    return float("nan")
+
+
+def test_fp16_overflow_halves_the_scale():
+    scale = trainer.LossScale(enabled=True)
+    scale.update(finite=False)
+    assert scale.value == 32768.0
+    for _ in range(trainer.LossScale.GROWTH):
+        scale.update(finite=True)
+    assert scale.value == 65536.0
+    assert trainer.LossScale(enabled=False).value == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, DTYPE=dtype, TRAIN_ITER=24))
+    rows = log_rows(folder)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
+    state = checkpoint.load(folder / "checkpoint.bin")
+    assert state["chosen"]["DTYPE"] == dtype
+    assert all(value.dtype == torch.float32 for value in state["weights"].values())
+
+
+def test_gradient_checkpointing_gives_the_same_weights(tmp_path, data):
+    plain, saved = work_dir(tmp_path / "a", data), work_dir(tmp_path / "b", data)
+    trainer.train(values(plain, TRAIN_ITER=6))
+    trainer.train(values(saved, TRAIN_ITER=6, GRAD_CHECKPOINT="on"))
+    a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (plain, saved))
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=0, atol=1e-6), name
+
+
+def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path, data, monkeypatch, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, TRAIN_ITER=3))
+    real, left = torch.save, [2]
+
+    def save(*args, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        return real(*args, **options)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+    trainer.train(values(folder, TRAIN_ITER=12))
+    text = capsys.readouterr().out
+    assert "写不下" in text and "腾出空间" in text
+    assert checkpoint.load(folder / "checkpoint.bin")["position"]["update"] == 4
+
+
+def test_early_stop_ends_the_run(tmp_path, data, monkeypatch, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    monkeypatch.setattr(trainer.Run, "validation_bpc", lambda self: 5.0)
+    result = trainer.train(values(folder, EARLY_STOP=2))
+    assert result["updates"] == 9 and "提前结束" in capsys.readouterr().out
+
+
+def test_learning_rate_schedule():
+    scales = [trainer.lr_scale(n, 100, 500, 0.5) for n in range(100)]
+    assert scales[0] == pytest.approx(1 / 11) and scales[10] == 1.0  # 预热至多 10%
+    assert scales[50] == 1.0 and scales[75] == pytest.approx(0.5)
+    assert scales[-1] == pytest.approx(0.02) and min(scales) > 0
+    assert [trainer.lr_scale(n, 3, 500, 0.0) for n in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_overfits_eight_poems_and_recites_them(tmp_path):
+    """VAL_SHARE=0：八首诗学到每字 0.1 比特以下，并一字不差地背出来。"""
+    build_data(tmp_path, count=8, vocab=500, val_share=0.0, max_seq_len=256)
+    options = {"MAX_SEQ_LEN": 256, "GPT_DIM": 64, "GPT_FF": 128, "DROPOUT": 0.0, "BATCH_SIZE": 8}
+    options.update(TRAIN_ITER=220, ACCUM_STEPS=1, LEARNING_RATE=0.01, MUON_LR=0.02)
+    options.update(EVAL_EVERY=1000, SAVE_EVERY=1000, SAMPLE_EVERY=1000, WARMUP_STEPS=5)
+    result = trainer.train(values(tmp_path, **options))
+    assert result["val_bpc"] < 0.1
+    poet = engine.Poet.load(work_dir=str(tmp_path), device="cpu")
+    with dataset.load(tmp_path / "dataset.bin") as poems:
+        for index in range(8):
+            title = poems.poem_info(int(poems.poem_ids[index]))["title"]
+            request = poet.request(title, temperature=0, repetition_penalty=1.0)
+            written = "".join(text for _, text, _ in poet.poems(request))
+            assert written == poems.body_text(index, poet.tok)
+
+
+def test_every_document_is_trained_once_an_epoch(tmp_path, data):
+    folder = work_dir(tmp_path / "run", data)
+    run = trainer.Run(values(folder), Ranks())
+    for epoch in (0, 1):
+        first = epoch * run.plan.per_epoch
+        seen = [
+            int(i) for n in range(first, first + run.plan.per_epoch) for i in run.plan.documents(n)
+        ]
+        assert sorted(seen) == list(range(len(run.lengths)))
+    tokens = sum(run._batch(n).tokens for n in range(run.plan.per_epoch))
+    cells = sum(run._batch(n).inputs.size for n in range(run.plan.per_epoch))
+    assert tokens == int(run.lengths.sum()) and tokens / cells > 0.9
+    assert all(run._batch(n).inputs.size <= 4 * 64 for n in range(run.plan.per_epoch))
+
+
+def test_scripts_run_from_the_command_line(tmp_path, data):
+    folder = work_dir(tmp_path / "run", data)
+    chosen = {**SMALL, "WORK_DIR": folder, "TRAIN_ITER": 3}
+    words = [f"--{name}={value}" for name, value in chosen.items()]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_gpt.py"), *words],
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "gbk"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "训练完成" in done.stdout.decode("gbk") and "Traceback" not in done.stderr.decode("gbk")

@@ -1,0 +1,54 @@
+"""训练测试共用：小数据集、小配置、直接调用 trainer。"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import common
+import config
+import dataset
+from tests.tiny_tokenizer import train as train_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "MAX_SEQ_LEN": 64,
+    "GPT_DIM": 32,
+    "GPT_HEAD": 2,
+    "GPT_FF": 64,
+    "GPT_BLOCKS": 2,
+    "TRAIN_ITER": 35,  # 12 次更新，最后一次只有 2 个微批次
+    "ACCUM_STEPS": 3,
+    "BATCH_SIZE": 4,
+    "EVAL_EVERY": 9,
+    "SAVE_EVERY": 6,
+    "SAMPLE_EVERY": 12,
+    "MAX_NEW_TOKENS": 8,
+    "DEVICE": "cpu",
+    "DTYPE": "fp32",
+    "COMPILE": "off",
+}
+
+
+def build_data(folder: Path, count: int = 60, vocab: int = 420, **options) -> Path:
+    """自带诗的前 count 首 → folder/dataset.bin。"""
+    poems = common.read_json(ROOT / "sample_poems.json")[:count]
+    path = folder / "all_poems.json"
+    path.write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
+    tok = train_tokenizer(["\n\n".join(poem["para"]) for poem in poems], vocab)
+    chosen = {"max_seq_len": SMALL["MAX_SEQ_LEN"], "val_share": 0.1, **options}
+    dataset.build(path, tok, folder / "dataset.bin", **chosen)
+    return folder / "dataset.bin"
+
+
+def work_dir(folder: Path, data: Path) -> Path:
+    """放好 dataset.bin 的工作目录。"""
+    folder.mkdir(parents=True)
+    shutil.copy(data, folder / "dataset.bin")
+    return folder
+
+
+def values(folder: Path, **changes) -> dict:
+    """训练用的全部配置值。"""
+    return {**config.values(), **SMALL, "WORK_DIR": str(folder), **changes}
