@@ -18,6 +18,12 @@ PROMPT_TOKENS = 20
 NEW_TOKENS = 200
 BATCHES = (1, 8)
 REPEATS = 5
+_RUNNERS = (
+    ("", "本项目 fp32"),
+    ("fp16_", "fp16 权重"),
+    ("int8_", "int8 权重"),
+    ("transformers_", "transformers"),
+)
 
 # ── generate ──────────────────────────────────────────────────────────
 
@@ -42,16 +48,19 @@ def generate() -> dict:
     """写诗的速度，与 transformers 并排。"""
     import torch
 
+    from decode import half_problem
+
     device = common.pick_device(config.DEVICE)
-    dtype = common.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
     model = random_model(device)
-    runners = {"": our_runner(model, device, dtype)}
+    runners = {"": our_runner(model, device)}
+    if half_problem(device) is None:
+        runners["fp16_"] = our_runner(model, device, half=True)
     if device.type == "cpu":
         runners["int8_"] = int8_runner(model)
-    runners["transformers_"] = transformers_runner(model, device, dtype)
+    runners["transformers_"] = transformers_runner(model, device)
     result = {
         "device": device.type,
-        "dtype": common.dtype_name(dtype),
+        "dtype": "fp32",
         "threads": torch.get_num_threads(),
         "parameters": model.matrix_parameters(),
         "prompt_tokens": PROMPT_TOKENS,
@@ -62,9 +71,9 @@ def generate() -> dict:
         ours, theirs = result[key], result[f"transformers_{key}"]
         result[f"ratio_{key}"] = round(ours / theirs, 3)
     limit = read_bandwidth(model, device)
-    reached = result["tokens_per_s_batch1"] * weight_bytes(model, dtype)
+    reached = result["tokens_per_s_batch1"] * weight_bytes(model)
     result.update(
-        weight_mb_per_token=round(weight_bytes(model, dtype) / 1e6, 2),
+        weight_mb_per_token=round(weight_bytes(model) / 1e6, 2),
         memory_gb_per_s=round(limit / 1e9, 2),
         bandwidth_share=round(reached / limit, 3),
     )
@@ -96,17 +105,12 @@ def random_model(device):
     return model.to(device).eval()
 
 
-def our_runner(model, device, dtype):
+def our_runner(model, device, half: bool = False):
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
-    import torch
-
     import engine
     import sample
-    from decode import Decoder
 
-    poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size))
-    if dtype != torch.float32:
-        poet.decoder = Decoder(model, dtype)
+    poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
     prompt = list(range(100, 100 + PROMPT_TOKENS))
 
     def run(rows, count):
@@ -132,10 +136,10 @@ def int8_runner(model):
         return None
     weights = int8.quantize_weights(checkpoint.weights_of(model))
     small = int8.build(model.config, {"weights": weights})
-    return our_runner(small, torch.device("cpu"), torch.float32)
+    return our_runner(small, torch.device("cpu"))
 
 
-def transformers_runner(model, device, dtype):
+def transformers_runner(model, device):
     """同样形状与选项的 transformers generate；没有安装时为 None。"""
     import torch
 
@@ -161,7 +165,7 @@ def transformers_runner(model, device, dtype):
             eos_token_id=2,
         )
     )
-    theirs = theirs.to(device, dtype).eval()
+    theirs = theirs.to(device).eval()
 
     def run(rows, count):
         ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
@@ -207,9 +211,9 @@ def _best(runners, rows, count, repeats):
     return {name: min(values) for name, values in seconds.items()}
 
 
-def weight_bytes(model, dtype) -> int:
+def weight_bytes(model) -> int:
     """写一个 token 至少要读的权重字节数（输出层算，词嵌入的一行不算）。"""
-    return model.matrix_parameters() * dtype.itemsize
+    return model.matrix_parameters() * 4
 
 
 def read_bandwidth(model, device) -> float:
@@ -237,7 +241,7 @@ def _wait(device):
 def show_generate(result: dict) -> None:
     """给人看的表。"""
     print(f"{'':14}{'1 首 token/s':>14}{'8 首 token/s':>14}{'首 token ms':>14}")
-    for name, title in (("", "本项目"), ("int8_", "int8"), ("transformers_", "transformers")):
+    for name, title in _RUNNERS:
         if f"{name}tokens_per_s_batch1" in result:
             print(
                 f"{title:14}{result[f'{name}tokens_per_s_batch1']:>14}"

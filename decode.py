@@ -37,6 +37,31 @@ class _Product:
         return torch.addmm(x, y, self.matrix)
 
 
+class _HalfProduct:
+    """权重存成 fp16、激活与累加是 fp32 的矩阵乘（FBGEMM，只在 x86 的 CPU 上）。"""
+
+    def __init__(self, weight: torch.Tensor, scale=None) -> None:
+        weight = weight.detach() if scale is None else weight.detach() * scale
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
+
+    def __call__(self, x):
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+    def add(self, x, y):
+        return x + self(y)
+
+
+def half_problem(device: torch.device) -> str | None:
+    """用不了 fp16 权重的原因；能用时为 None。"""
+    if device.type != "cpu":
+        return "fp16 权重只用于 CPU"
+    try:
+        product = _HalfProduct(torch.ones(8, 8))
+        return None if bool((product(torch.ones(1, 8)) == 8).all()) else "结果不对"
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return "这个版本的 PyTorch 没有 fp16 权重的矩阵乘"
+
+
 class _ModuleProduct:
     """别的线性层（int8）：调用它的前向；scale 乘在输入上。"""
 
@@ -50,22 +75,22 @@ class _ModuleProduct:
         return x + self.module(y)
 
 
-def _product(module, dtype, norm=None):
+def _product(module, dtype, half, norm=None):
     """线性层 → 按解码的用法摆好的矩阵；norm 是它前面的归一化。"""
     scale = None if norm is None else norm.weight.detach().float()
-    if isinstance(module, torch.nn.Linear):
-        return _Product(module.weight, dtype, scale)
-    return _ModuleProduct(module, scale)
+    if not isinstance(module, torch.nn.Linear):
+        return _ModuleProduct(module, scale)
+    return _HalfProduct(module.weight, scale) if half else _Product(module.weight, dtype, scale)
 
 
 class _Layer:
     """一层的权重。"""
 
-    def __init__(self, block, dtype) -> None:
-        self.qkv = _product(block.attn.qkv, dtype, block.norm1)
-        self.out = _product(block.attn.out, dtype)
-        self.gate_up = _product(block.mlp.gate_up, dtype, block.norm2)
-        self.down = _product(block.mlp.down, dtype)
+    def __init__(self, block, dtype, half) -> None:
+        self.qkv = _product(block.attn.qkv, dtype, half, block.norm1)
+        self.out = _product(block.attn.out, dtype, half)
+        self.gate_up = _product(block.mlp.gate_up, dtype, half, block.norm2)
+        self.down = _product(block.mlp.down, dtype, half)
 
 
 class Cache:
@@ -84,18 +109,21 @@ class Cache:
 class Decoder:
     """摆好的权重；缓存在外面，所以一个 Decoder 可以同时服务几批。"""
 
-    def __init__(self, model, dtype=None) -> None:
-        """model: gpt.GPT 或 int8 模型（评估模式）；dtype 默认与模型相同。"""
+    def __init__(self, model, dtype=None, half: bool = False) -> None:
+        """model: gpt.GPT 或 int8 模型（评估模式）；dtype 默认 fp32。
+
+        half：矩阵存成 fp16、其余仍是 fp32，CPU 上读得更快；能不能用见 half_problem。
+        """
         config = self.config = model.config
         self.device = model.norm.weight.device
         self.dtype = dtype = dtype or torch.float32
         self.embed = model.embed
-        self.layers = [_Layer(block, dtype) for block in model.blocks]
+        self.layers = [_Layer(block, dtype, half) for block in model.blocks]
         weight = getattr(model.embed, "weight", None)
         norm = model.norm.weight.detach()
         if isinstance(weight, torch.nn.Parameter):
             self.table = weight.detach().to(dtype)
-            self.head = _Product(weight, dtype, norm)
+            self.head = _HalfProduct(weight, norm) if half else _Product(weight, dtype, norm)
         else:
             self.table, self.head = None, _Head(model, norm)
         self.rope = _rope_table(model, dtype)

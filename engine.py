@@ -21,7 +21,7 @@ import controls
 import prompt as prompts
 import sample
 from common import UserError
-from decode import Decoder
+from decode import Decoder, half_problem
 from sample import Options
 from tokenizer import StreamDecoder
 
@@ -107,26 +107,34 @@ _load_lock = threading.Lock()
 class Poet:
     """载入的模型与分词器，可以反复、并发地用。"""
 
-    def __init__(self, model, tok, prompt_kinds=None, path=None) -> None:
+    def __init__(self, model, tok, prompt_kinds=None, path=None, half=False) -> None:
+        """half：CPU 上矩阵用 fp16 存（见 decode.Decoder）。"""
         self.model, self.tok, self.path = model, tok, path
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config
-        self.decoder = Decoder(model)
+        self.decoder = Decoder(model, half=half)
         self.vocabulary = controls.Vocabulary(tok)
 
     @classmethod
-    def load(cls, given: str = "", work_dir: str = ".", device: str = "auto") -> Poet:
-        """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。"""
+    def load(
+        cls, given: str = "", work_dir: str = ".", device: str = "auto", dtype: str = "auto"
+    ) -> Poet:
+        """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。
+
+        dtype 为 fp16 时 CPU 上矩阵存成 fp16，更快，结果有细小差别；其余都用 fp32 计算。
+        """
         path = Path(checkpoint.find(work_dir, given)).resolve()
         status = path.stat()
-        key = (str(path), status.st_mtime_ns, status.st_size, device)
+        key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
         with _load_lock:
             if key not in _loaded:
                 state = checkpoint.load(path)
-                model, tok = checkpoint.rebuild(state, common.pick_device(device))
+                chosen = common.pick_device(device)
+                model, tok = checkpoint.rebuild(state, chosen)
+                half = dtype == "fp16" and half_problem(chosen) is None
                 for old in [other for other in _loaded if other[0] == key[0]]:
                     del _loaded[old]
-                _loaded[key] = cls(model, tok, state["prompt_kinds"], path)
+                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half)
             return _loaded[key]
 
     def request(

@@ -113,7 +113,7 @@ def _poet(checkpoint=None):
     import engine
 
     given = config.CHECKPOINT if checkpoint is None else str(checkpoint)
-    return engine.Poet.load(given, config.WORK_DIR, config.DEVICE)
+    return engine.Poet.load(given, config.WORK_DIR, config.DEVICE, config.DTYPE)
 
 
 def _request(poet, question, options, n):

@@ -18,7 +18,7 @@ import engine
 import infere
 import prompt
 import sample
-from decode import Decoder
+from decode import Decoder, half_problem
 from tests import tiny_model
 from tests.conftest import ROOT
 
@@ -71,6 +71,17 @@ def test_decoder_rows_of_different_length(poet):
         places = [length + step for length in (5, 17, 9)]
         logits = decoder.step(cache, [ids[place] for place in places], places)
         assert torch.allclose(logits, full[places], atol=1e-4)
+
+
+def test_half_precision_weights_stay_close(poet):
+    if half_problem(torch.device("cpu")):
+        pytest.skip(half_problem(torch.device("cpu")))
+    ids = torch.randint(3, poet.tok.vocab_size, (12,)).tolist()
+    decoder = Decoder(poet.model, half=True)
+    cache = decoder.new_cache(1)
+    decoder.prefill(cache, 0, ids[:-1])
+    logits = decoder.step(cache, ids[-1:], [len(ids) - 1])
+    assert torch.allclose(logits[0], full_forward(poet, ids), atol=0.02)
 
 
 @pytest.mark.parametrize("question", ["春天", "一只鸟在想方向", "abc🌙"])
