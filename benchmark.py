@@ -1,5 +1,7 @@
 """测速：python benchmark.py generate [--名字=值 …]；最后一行是一个 JSON 对象。
 
+train     训练速度：每秒有用 token、MFU、峰值内存；不写任何文件
+learn     从零训练 --SECONDS=600 秒，写 best_model.bin，报告验证集的每字比特
 generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
           就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
 """
@@ -14,6 +16,8 @@ import time
 import common
 import config
 
+DEFAULT_SECONDS = config.SECONDS
+WARMUP_SHARE = 0.02  # 计时训练的预热占多少时间
 PROMPT_TOKENS = 20
 NEW_TOKENS = 200
 BATCHES = (1, 8)
@@ -254,9 +258,123 @@ def show_generate(result: dict) -> None:
     )
 
 
+# ── train、learn ──────────────────────────────────────────────────────
+
+
+def timed_run(values: dict, seconds: float, quiet: bool = False):
+    """按秒数训练的一次训练：学习率随用掉的时间走，不写记录也不存检查点，只训练。"""
+    import trainer
+    from ranks import Ranks
+
+    class TimedRun(trainer.Run):
+        def _is_over(self):
+            return self.position["seconds"] >= seconds
+
+        def _is_long(self):
+            return seconds >= 60
+
+        def _lr_scale(self, update):
+            spent = self.position["seconds"] / seconds
+            rise = (self.position["seconds"] + 1) / (WARMUP_SHARE * seconds)
+            return min(1.0, rise, max(0.02, (1 - spent) / self.settings.decay_share))
+
+        def _prepare_files(self):
+            """计时的训练没有检查点可写。"""
+
+        def _announce(self):
+            self.peak = common.measure_peak(self.device, self.dtype)
+
+        def _progress_bar(self):
+            return None if quiet else common.progress(round(seconds), "训练", "秒")
+
+        def _foretell(self, first):
+            """计时的训练本来就知道何时结束。"""
+
+        def _boundary(self, row):
+            self.position["pending"] = None
+            if self.bar is not None:
+                self.bar.update(min(self.bar.total, int(self.position["seconds"])) - self.bar.n)
+                self.bar.set_postfix_str(f"损失 {row['loss']} {row['tokens_per_s']} token/s")
+
+        def _finish(self):
+            """收尾由测速的函数做。"""
+
+    return TimedRun({**values, "TRAIN_ITER": 1 << 40, "RESUME": "off"}, Ranks())
+
+
+def speed_of(run) -> dict:
+    """训练过的 run → 每秒有用 token、MFU、峰值内存。"""
+    here = run.position
+    speed = here["tokens"] / here["seconds"]
+    run.peak = max(run.peak, common.measure_peak(run.device, run.dtype))
+    return {
+        "useful_tokens_per_s": round(speed, 1),
+        "mfu": round(run.model.flops_per_token() * speed / run.peak, 4),
+        "peak_gflops": round(run.peak / 1e9, 1),
+        "peak_memory_mb": peak_memory_mb(run.device),
+        "updates": here["update"],
+        "seconds": round(here["seconds"], 2),
+        "dtype": common.dtype_name(run.dtype),
+        "device": run.device.type,
+        "compiled": run.compiled,
+    }
+
+
+def peak_memory_mb(device) -> int:
+    """本进程到目前为止的峰值：CUDA 是分配过的显存，CPU 是常驻内存。"""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() >> 20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
+
+
+def train() -> dict:
+    """训练速度：WORK_DIR 的 dataset.bin 上训练一小会儿（SECONDS，默认 60 秒），不写任何文件。"""
+    seconds = 60.0 if config.SECONDS == DEFAULT_SECONDS else config.SECONDS
+    run = timed_run(config.values(), seconds)
+    run.fit()
+    return speed_of(run)
+
+
+LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
+    "ACCUM_STEPS": 1,
+    "BATCH_SIZE": 8,
+    "DROPOUT": 0.0,
+    "DECAY_SHARE": 0.6,
+}
+
+
+def learn() -> dict:
+    """从零训练 SECONDS 秒，写 best_model.bin，报告验证集的每字比特。"""
+    import checkpoint
+
+    best = common.work_path(config.WORK_DIR, checkpoint.BEST)
+    values = config.values()
+    defaults = {**LEARN, **{name: values[name] for name in config.given() if name in LEARN}}
+    run = timed_run({**values, **defaults}, config.SECONDS)
+    aside = common.keep_aside(best)
+    if aside is not None:
+        print(f"已有的 {best.name} 改名为 {aside.name}")
+    run.fit()
+    result = speed_of(run)
+    run.best["val_bpc"] = result["bits_per_char"] = run.validation_bpc()
+    run.save_best()
+    shown = (*LEARN, "LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY", "MAX_SEQ_LEN")
+    result["settings"] = {name: run.values[name] for name in shown}
+    return result
+
+
 # ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
 
 COMMANDS = {
+    "train": train,
+    "learn": learn,
     "generate": generate,
 }
 

@@ -83,7 +83,7 @@ HOST = "127.0.0.1"  # serve.py 监听地址；不是本机回环时必须设置 
 PORT = 8000  # serve.py 端口
 API_KEY = ""  # serve.py 的密钥；空 = 不要求
 MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
-FORMAT = "hf"  # export.py：hf | gguf
+FORMAT = "hf"  # export.py：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字
 SECONDS = 600.0  # benchmark.py learn 的训练秒数
 
@@ -152,6 +152,14 @@ def values() -> dict:
     return {name: globals()[name] for name in names()}
 
 
+_given = set()
+
+
+def given() -> set:
+    """命令行里明确写了的常量名。"""
+    return set(_given)
+
+
 def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> list:
     """解析命令行覆盖并检查全部常量；出错时打印一条中文消息并以 2 退出。
 
@@ -173,6 +181,7 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
             problems.append(problem)
         else:
             globals()[name] = value
+            _given.add(name)
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:

@@ -210,9 +210,9 @@ class _GradientSum(nn.Module):
 class Run:
     """一次训练（可能跨多次启动）。"""
 
-    def __init__(self, values: dict, ranks: distributed.Ranks, clock=None) -> None:
-        """values：config.values()；clock：按时间而不按次数训练时的计时器（benchmark.py learn）。"""
-        self.values, self.ranks, self.clock = values, ranks, clock
+    def __init__(self, values: dict, ranks: distributed.Ranks) -> None:
+        """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
+        self.values, self.ranks = values, ranks
         self.settings = Settings.pick(values)
         self.folder = common.work_path(self.settings.work_dir, ".")
         self.stop = StopSignal(patient=ranks.world > 1)
@@ -394,9 +394,8 @@ class Run:
 
     def _wrap(self):
         """编译与 DDP；名字都不进权重。"""
-        enough = self.settings.updates - self.position["update"] > 20 or self.clock is not None
         compiled, self.compile_reason = common.pick_compile(
-            self.settings.compile, self.device, enough
+            self.settings.compile, self.device, self._is_long()
         )
         self.compiled = compiled
         if compiled:
@@ -406,6 +405,11 @@ class Run:
         if self.ranks.world > 1:
             with self.ranks.talking():
                 self.gradient_sum = DistributedDataParallel(_GradientSum(self.model))
+
+    def _is_long(self):
+        """全程的计算量够不够让编译省下的时间超过编译本身（约一分钟）。"""
+        work = self.settings.train_iter * self.settings.budget * self.model.flops_per_token()
+        return work > (2e15 if self.device.type == "cuda" else 1e14)
 
     def _try_compile(self):
         """先编译一次；auto 时失败就退回普通执行。"""
@@ -424,7 +428,7 @@ class Run:
 
     def fit(self) -> dict:
         """训练到头；返回 {"val_bpc", "iter", "updates", "seconds", "skipped", "stopped"}。"""
-        if self.clock is None and self.position["update"] >= self.settings.updates:
+        if self.position["update"] >= self.settings.updates:
             return self._already_done()
         self._prepare_files()
         with self.stop:
@@ -462,8 +466,6 @@ class Run:
         if self.settings.early_stop and self.best["stale"] >= self.settings.early_stop:
             self._say(f"验证损失连续 {self.best['stale']} 次没有下降，提前结束。")
             return True
-        if self.clock is not None:
-            return self.clock.over()
         return self.position["update"] >= self.settings.updates
 
     def _now(self):
@@ -475,20 +477,14 @@ class Run:
 
         def mine():
             update = first
-            while self.clock is not None or update < self.settings.updates:
+            while update < self.settings.updates:
                 yield from self._my_share(update)
                 update += 1
 
         return Prefetcher(self._batch, mine())
 
     def _my_share(self, update):
-        return list(self._numbers(update))[self.ranks.rank :: self.ranks.world]
-
-    def _numbers(self, update):
-        if self.clock is not None:
-            first = update * self.settings.accum_steps
-            return range(first, first + self.settings.accum_steps)
-        return micro_batches(update, self.settings)
+        return micro_batches(update, self.settings)[self.ranks.rank :: self.ranks.world]
 
     def _batch(self, number):
         documents = self.plan.documents(number)
@@ -496,7 +492,7 @@ class Run:
 
     def _update(self, update):
         """算出一次更新并应用；返回 {"loss", "tokens", "scale"}。"""
-        numbers = self._numbers(update)
+        numbers = micro_batches(update, self.settings)
         chosen = [self.plan.documents(number) for number in numbers]
         trained = int(sum(self.trained[documents].sum() for documents in chosen))
         tokens = int(sum(self.lengths[documents].sum() for documents in chosen))
@@ -598,8 +594,6 @@ class Run:
 
     def _lr_scale(self, update):
         s = self.settings
-        if self.clock is not None:
-            return self.clock.lr_scale(update, s)
         return lr_scale(update, s.updates, s.warmup_steps, s.decay_share)
 
     def _advance(self, outcome, seconds):
@@ -610,8 +604,6 @@ class Run:
         here["seconds"] += seconds
         here["bad"] = 0 if outcome["finite"] else here["bad"] + 1
         here["skipped"] += 0 if outcome["finite"] else 1
-        if self.clock is not None:
-            self.clock.spend(seconds)
         row = {
             "iter": self._iteration(here["update"]),
             "update": here["update"],
@@ -636,14 +628,13 @@ class Run:
             )
 
     def _iteration(self, update):
-        iteration = update * self.settings.accum_steps
-        return iteration if self.clock is not None else min(iteration, self.settings.train_iter)
+        return min(update * self.settings.accum_steps, self.settings.train_iter)
 
     # ── 边界：验证、写诗、记录、保存 ──────────────────────────────────
 
     def _boundary(self, row):
         now = row["iter"]
-        last = self.clock is None and self.position["update"] >= self.settings.updates
+        last = self.position["update"] >= self.settings.updates
         before = now - self.settings.accum_steps
         if last:
             before = self._iteration(self.position["update"] - 1)
@@ -651,15 +642,14 @@ class Run:
         def due(every):
             return last or now // every > before // every
 
-        if self.clock is None:
-            if due(self.settings.eval_every):
-                row["val_bpc"] = f"{self._validate(now):.6f}"
-            if due(self.settings.sample_every):
-                self._write_sample(now)
+        if due(self.settings.eval_every):
+            row["val_bpc"] = f"{self._validate(now):.6f}"
+        if due(self.settings.sample_every):
+            self._write_sample(now)
         self.position["pending"] = None
         if self.ranks.first:
             self.log.add(row)
-        if self.clock is None and due(self.settings.save_every):
+        if due(self.settings.save_every):
             self._save()
         self._show(row)
 
@@ -762,8 +752,6 @@ class Run:
 
     def _finish(self):
         """收尾：无论多短，都有验证、示例诗、checkpoint.bin 与 best_model.bin。"""
-        if self.clock is not None:
-            return
         if not math.isfinite(self.best["val_bpc"]):
             self._validate(self._iteration(self.position["update"]))
         self._save(final=True)
@@ -868,13 +856,13 @@ class Run:
             compiled=self.compiled,
             device=self.device.type,
             world=self.ranks.world,
-            quick=s.train_iter < 200 or self.clock is not None,
+            quick=s.train_iter < 200,
         )
 
     def _foretell(self, first):
         """训练满一分钟时，说一次预计什么时候结束；first 是这次启动时的更新次数。"""
         seconds, done = self._now() - self.started, self.position["update"]
-        if self.clock is not None or self.foretold or seconds < 60:
+        if self.foretold or seconds < 60:
             return
         self.foretold = True
         left = seconds / (done - first) * max(0, self.settings.updates - done)
@@ -882,14 +870,12 @@ class Run:
         self._say(f"照现在的速度，还要 {common.duration(left)}，约 {end} 训练完。")
 
     def _progress_bar(self):
-        if not self.ranks.first or self.clock is not None:
+        if not self.ranks.first:
             return None
         done = self._iteration(self.position["update"])
         return common.progress(self.settings.train_iter, "训练", "次", initial=done)
 
     def _show(self, row):
-        if self.ranks.first and self.clock is not None:
-            self.clock.show(row)
         if getattr(self, "bar", None) is None:
             return
         self.bar.update(row["iter"] - self.bar.n)
