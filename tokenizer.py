@@ -241,7 +241,7 @@ def count_words(texts: Iterable[str]) -> dict[str, int]:
 
 # ── 自己的分词器 ──────────────────────────────────────────────────────
 
-_CACHE_PIECES = 1 << 18  # 编码时最多记住这么多碎片
+_CACHE_PIECES = 1 << 19  # 编码时最多记住这么多碎片
 
 
 class _Codec:
@@ -372,25 +372,28 @@ class BPETokenizer(_Codec):
     def encode(self, text: str) -> list[int]:
         """文本 → 编号；全部当作普通文字。"""
         ids = []
+        known = self._pieces.get
         for word in split_words(clean(text)):
             for piece in self._cut(word):
-                ids.extend(self._pieces.get(piece) or self._encode_piece(piece))
+                ids += known(piece) or self._encode_piece(piece)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """逐个 encode。"""
         return [self.encode(text) for text in texts]
 
-    def _cut(self, word: str) -> Iterator[str]:
+    def _cut(self, word: str) -> list[str]:
         """在没有任何 token 会跨过的地方切开：两边互不影响，碎片又短又常见，记住结果即可。"""
-        start, reach = 0, None
+        pieces, start, reach = [], 0, ()
+        known = self._edges.get
         for at, char in enumerate(word):
-            heads, next_reach = self._edges.get(char) or self._add_edge(char)
-            if reach is not None and reach.isdisjoint(heads):
-                yield word[start:at]
+            heads, next_reach = known(char) or self._add_edge(char)
+            if at and (not reach or reach.isdisjoint(heads)):
+                pieces.append(word[start:at])
                 start = at
             reach = next_reach
-        yield word[start:]
+        pieces.append(word[start:])
+        return pieces
 
     def _add_edge(self, char: str) -> tuple[list[bytes], set[bytes]]:
         """(这个字的各种开头, 有 token 从这个字跨到的下一个字的各种开头)。"""
@@ -400,8 +403,8 @@ class BPETokenizer(_Codec):
         self._edges[char] = heads, reach
         return heads, reach
 
-    def _encode_piece(self, piece: str) -> list[int]:
-        ids = self._merge([self._byte_ids[byte] for byte in piece.encode("utf-8")])
+    def _encode_piece(self, piece: str) -> tuple[int, ...]:
+        ids = tuple(self._merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
         if len(self._pieces) >= _CACHE_PIECES:
             self._pieces.clear()
         self._pieces[piece] = ids
