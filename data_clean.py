@@ -294,7 +294,7 @@ def _near_copies(index: Index, near_copy: float, rank: np.ndarray, copy_of: np.n
     likeness = dedup.likeness(signatures, pairs)
     certain = (1 + near_copy) / 2  # 签名像到这个程度就不必逐字核对
 
-    @lru_cache(maxsize=4096)
+    @lru_cache(maxsize=256)
     def shingles(number: int) -> Counter:
         record = index.read(number)[1]
         return dedup.shingles(dedup.normal_form("".join(record["para"])))
