@@ -35,7 +35,7 @@ DROPOUT = 0.1  # 丢弃率；训练不满两三遍数据时 0 更好
 
 # ── 数据配置 ──────────────────────────────────────────────────────────
 MIN_CHARS = 10  # 清洗：正文少于这么多字的诗丢弃
-NEAR_COPY = 0.8  # 清洗：片段重合度（Jaccard）达到此值算近似重复
+NEAR_COPY = 0.8  # 清洗：较短一首有这么大比例的三字片段也在另一首里，就算近似重复
 VAL_SHARE = 0.02  # 验证集占比（至少一首）；0 = 直接在训练诗上验证
 SEED = 42  # 随机种子：划分、提示词、训练顺序、dropout 都由它决定
 PROMPT_SHARES = (  # train_dataset_all.py 的提示词比例（相对值）
@@ -63,8 +63,8 @@ GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
 # ── 设备 ──────────────────────────────────────────────────────────────
-DEVICE = "auto"  # auto | cpu | cuda | mps
-DTYPE = "auto"  # auto | fp32 | bf16 | fp16
+DEVICE = "auto"  # 运行设备：auto | cpu | cuda | mps
+DTYPE = "auto"  # 计算精度：auto | fp32 | bf16 | fp16
 COMPILE = "auto"  # torch.compile：auto | on | off
 DIST_TIMEOUT = 5.0  # 分布式：等待其他进程多少分钟后放弃
 

@@ -1,0 +1,87 @@
+"""config.py：默认值、命令行覆盖、一次说全的错误。"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import config
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = config.values()
+    yield
+    vars(config).update(before)
+
+
+def test_defaults_are_the_readme_values():
+    expected = {
+        "VOCAB_SIZE": 20000,
+        "MAX_SEQ_LEN": 512,
+        "GPT_DIM": 256,
+        "GPT_HEAD": 8,
+        "GPT_FF": 1024,
+        "GPT_BLOCKS": 6,
+        "TRAIN_ITER": 50000,
+        "BATCH_SIZE": 8,
+        "WARMUP_STEPS": 500,
+        "ACCUM_STEPS": 8,
+        "TEMPERATURE": 0.7,
+        "TOP_K": 20,
+        "REPETITION_PENALTY": 1.4,
+        "PAD": "<|padding|>",
+        "IM_START": "<|im_start|>",
+        "IM_END": "<|im_end|>",
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.check() == []
+
+
+def test_both_spellings_override():
+    rest = config.load("", ["tokenizer", "--SEED=7", "--TOP_P", "0.9", "--work-dir=x"], (("", ()),))
+    assert (config.SEED, config.TOP_P, config.WORK_DIR) == (7, 0.9, "x")
+    assert rest == ["tokenizer"]
+    assert {"SEED", "TOP_P", "WORK_DIR"} <= config.given()
+
+
+def errors(capsys, *words):
+    with pytest.raises(SystemExit) as stopped:
+        config.load("", list(words))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_unknown_key_names_the_nearest(capsys):
+    assert "TRAIN_ITER" in errors(capsys, "--TRAIN_ITR=5")
+
+
+def test_all_problems_in_one_message(capsys):
+    words = ("--GPT_DIM=250", "--SEED=a", "--TOP_P=0", "--OPTIMIZER=sgd", "--DROPOUT=nan", "stray")
+    text = errors(capsys, *words)
+    assert all(
+        name in text for name in ("GPT_HEAD", "SEED", "TOP_P", "OPTIMIZER", "DROPOUT", "stray")
+    )
+    assert "Traceback" not in text
+
+
+def test_missing_value(capsys):
+    assert "--SEED=值" in errors(capsys, "--SEED")
+
+
+def test_help_lists_every_constant_with_its_comment():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_gpt.py"), "--help"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "gbk", "PATH": "", "SYSTEMROOT": "C:\\Windows"},
+    )
+    text = done.stdout.decode("gbk")
+    assert done.returncode == 0
+    for name in config.names():
+        line = next(line for line in text.splitlines() if f"--{name}=" in line)
+        assert any("\u4e00" <= char <= "\u9fff" for char in line), line
