@@ -364,7 +364,7 @@ def learn() -> dict:
     run.fit()
     result = speed_of(run)
     run.best["val_bpc"] = result["bits_per_char"] = run.validation_bpc()
-    run.save_best()
+    checkpoint.save(best, run.state(full=False))
     shown = (*LEARN, "LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY", "MAX_SEQ_LEN")
     result["settings"] = {name: run.values[name] for name in shown}
     return result

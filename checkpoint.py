@@ -200,7 +200,7 @@ def rebuild(state: dict, device: str = "cpu") -> tuple:
     if state.get("quantized"):
         import int8
 
-        model = int8.build(config, state)
+        model = int8.build(config, state, device)
     else:
         model = GPT(config)
         load_weights(model, state["weights"])

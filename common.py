@@ -290,12 +290,23 @@ def pick_compile(name: str, device, long_enough: bool = True) -> tuple:
 
 
 def measure_peak(device, dtype, size: int = 2048) -> float:
-    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。"""
+    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。
+
+    没有硬件支持的精度（如 CPU 上的 fp16）慢上千倍，改用小矩阵估计。
+    """
+    small = size // 8
+    speed = _product_speed(device, dtype, small, 2)
+    if 2 * size**3 / speed > 1.0:
+        return speed
+    return max(speed, _product_speed(device, dtype, size, 6))
+
+
+def _product_speed(device, dtype, size, repeats):
     import torch
 
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(6):
+    for _ in range(repeats):
         _wait(device)
         began = time.perf_counter()
         a @ b

@@ -656,11 +656,13 @@ class Run:
     def _validate(self, iteration):
         """验证集的比特/字；更低就写 best_model.bin。"""
         bpc = self.validation_bpc()
-        if bpc < self.best["val_bpc"]:
-            self.best = {"val_bpc": bpc, "iter": iteration, "stale": 0}
-            self.save_best()
-        else:
+        if not bpc < self.best["val_bpc"]:
             self.best["stale"] += 1
+            return bpc
+        before = self.best
+        self.best = {"val_bpc": bpc, "iter": iteration, "stale": 0}
+        if not self._write(checkpoint.BEST, self.state(full=False)):
+            self.best = before  # 没存下就不算，下次验证再试
         return bpc
 
     def validation_bpc(self) -> float:
@@ -733,22 +735,25 @@ class Run:
             state["scaler"] = self.scale.state_dict()
         return state
 
-    def save_best(self) -> None:
-        if self.ranks.first:
-            checkpoint.save(self.folder / checkpoint.BEST, self.state(full=False))
-
-    def _save(self, final: bool = False):
-        """保存检查点与曲线；训练途中写不下时只警告，下次再试。"""
+    def _write(self, name, state, keep_previous=False, final=False) -> bool:
+        """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
         if not self.ranks.first:
-            return
+            return True
         try:
-            checkpoint.save(self.folder / checkpoint.NEWEST, self.state(), keep_previous=True)
+            checkpoint.save(self.folder / name, state, keep_previous=keep_previous)
         except UserError as error:
             if final:
                 raise
             self._say(f"警告：{error}\n训练继续，下一次保存时再试。")
+            return False
+        return True
+
+    def _save(self, final: bool = False):
+        """保存检查点，重画曲线。"""
+        if not self.ranks.first:
             return
-        runlog.draw(self.folder / runlog.LOG, self.folder / runlog.PICTURE)
+        if self._write(checkpoint.NEWEST, self.state(), keep_previous=True, final=final):
+            runlog.draw(self.folder / runlog.LOG, self.folder / runlog.PICTURE)
 
     def _finish(self):
         """收尾：无论多短，都有验证、示例诗、checkpoint.bin 与 best_model.bin。"""
@@ -878,14 +883,15 @@ class Run:
     def _show(self, row):
         if getattr(self, "bar", None) is None:
             return
-        self.bar.update(row["iter"] - self.bar.n)
         speed = float(row["tokens_per_s"])
         mfu = self.model.flops_per_token() * speed / self.peak / self.ranks.world
-        best = self.best["val_bpc"]
+        best = f"{self.best['val_bpc']:.3f}" if math.isfinite(self.best["val_bpc"]) else "—"
         self.bar.set_postfix_str(
-            f"损失 {float(row['loss']):.3f} 验证 {best:.3f} 学习率 {row['lr']} "
-            f"{speed:.0f} token/s MFU {mfu:.2f} 第 {1 + row['iter'] // self.plan.per_epoch} 遍"
+            f"损失 {float(row['loss']):.3f} 验证 {best} 学习率 {row['lr']} "
+            f"{speed:.0f} token/s MFU {mfu:.2f} 第 {1 + row['iter'] // self.plan.per_epoch} 遍",
+            refresh=False,
         )
+        self.bar.update(row["iter"] - self.bar.n)
 
 
 def _device_there(name: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
+import runlog
 import trainer
 
 
@@ -37,6 +38,8 @@ def counted(function, number: int):
 
 def main() -> int:
     values = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    common.measure_peak = lambda *_: 1e11
+    runlog.draw = lambda *_: False
     moment, _, number = sys.argv[2].partition(":")
     if moment == "update":
         trainer.Run._update = counted(trainer.Run._update, int(number))
