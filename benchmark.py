@@ -4,14 +4,18 @@ train     训练速度：每秒有用 token、MFU、峰值内存；不写任何�
 learn     从零训练 --SECONDS=600 秒，写 best_model.bin，报告验证集的每字比特
 generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
           就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
+data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB（在临时目录里）
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import common
 import config
@@ -370,12 +374,61 @@ def learn() -> dict:
     return result
 
 
+# ── data ──────────────────────────────────────────────────────────────
+
+DATA_STEPS = (  # 名字, 脚本, 读的文件（空 = 原始诗歌）
+    ("clean", "data_clean.py", ""),
+    ("hug_tokenizer", "hug_face_tokenizer.py", "all_poems.json"),
+    ("bpe_tokenizer", "train_BPEtokennizer.py", "all_poems.json"),
+    ("dataset_one", "train_dataset_one.py", "all_poems.json"),
+    ("dataset_all", "train_dataset_all.py", "all_poems.json"),
+)
+
+
+def data() -> dict:
+    """数据各步的速度：在临时目录里把脚本依次跑一遍，每秒多少首、多少 MB。"""
+    import dataset
+
+    raw = common.find_input(config.RAW_DATA, config.WORK_DIR)
+    if raw is None:
+        raise common.UserError(f"没有找到 RAW_DATA={config.RAW_DATA}，不知道用什么诗来测。")
+    result, root = {}, Path(__file__).resolve().parent
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"--WORK_DIR={folder}", f"--RAW_DATA={raw.resolve()}"]
+        options += [f"--VOCAB_SIZE={config.VOCAB_SIZE}"]
+        poems = 0
+        for name, script, source in DATA_STEPS:
+            command = [sys.executable, str(root / script), *options]
+            began = time.perf_counter()
+            if subprocess.call(command, stdout=subprocess.DEVNULL):
+                raise common.UserError(f"{script} 没有成功，原因见上。")
+            seconds = time.perf_counter() - began
+            poems = poems or sum(1 for _ in dataset.iter_poems(Path(folder) / "all_poems.json"))
+            size = _size(Path(folder) / source if source else raw) / 1e6
+            result[f"{name}_seconds"] = round(seconds, 2)
+            result[f"{name}_poems_per_s"] = round(poems / seconds, 1)
+            result[f"{name}_mb_per_s"] = round(size / seconds, 3)
+        began = time.perf_counter()
+        dataset.load(Path(folder) / "dataset.bin").close()
+        result["dataset_open_seconds"] = round(time.perf_counter() - began, 4)
+    result.update(poems=poems, raw_mb=round(_size(raw) / 1e6, 1))
+    return result
+
+
+def _size(path) -> int:
+    """文件或整个文件夹的字节数。"""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+
+
 # ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
 
 COMMANDS = {
     "train": train,
     "learn": learn,
     "generate": generate,
+    "data": data,
 }
 
 
