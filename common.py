@@ -295,8 +295,8 @@ def measure_peak(device, dtype, size: int = 2048) -> float:
     没有硬件支持的精度（如 CPU 上的 fp16）慢上千倍，改用小矩阵估计。
     """
     small = size // 8
-    speed = _product_speed(device, dtype, small, 2)
-    if 2 * size**3 / speed > 1.0:
+    speed = _product_speed(device, dtype, small, 8)
+    if 2 * size**3 / speed > 3.0:
         return speed
     return max(speed, _product_speed(device, dtype, size, 6))
 
