@@ -24,6 +24,7 @@ import trainer
 
 def train(case: dict, rank: int = 0) -> dict:
     """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
+    kept = common.measure_peak, runlog.draw, trainer.Run.sample_poem
     common.measure_peak = lambda *_: 1e9
     runlog.draw = lambda *_: False
     trainer.Run.sample_poem = lambda *_, **__: "诗"
@@ -48,6 +49,7 @@ def train(case: dict, rank: int = 0) -> dict:
         return {"told": True}
     finally:
         trainer.Run._update = real_update
+        common.measure_peak, runlog.draw, trainer.Run.sample_poem = kept
 
 
 def _trouble(case, number, run):
