@@ -83,7 +83,7 @@ HOST = "127.0.0.1"  # serve.py 监听地址；不是本机回环时必须设置 
 PORT = 8000  # serve.py 端口
 API_KEY = ""  # serve.py 的密钥；空 = 不要求
 MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
-FORMAT = "hf"  # export.py：hf | gguf | checkpoint
+FORMAT = "hf"  # export.py 的格式：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字
 SECONDS = 600.0  # benchmark.py learn 的训练秒数
 
