@@ -152,6 +152,20 @@ def values() -> dict:
     return {name: globals()[name] for name in names()}
 
 
+def sampling() -> dict:
+    """此刻的抽样选项：chat() 的参数名 → 值。"""
+    return {
+        "temperature": TEMPERATURE,
+        "top_k": TOP_K,
+        "top_p": TOP_P,
+        "min_p": MIN_P,
+        "repetition_penalty": REPETITION_PENALTY,
+        "no_repeat_ngram": NO_REPEAT_NGRAM,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "context": CONTEXT,
+    }
+
+
 _given = set()
 
 

@@ -247,15 +247,7 @@ def main() -> None:
     dtype = common.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
     poems, source = load_poems(config.WORK_DIR, config.DATA)
     print(f"用 {source}：{len(poems)} 首")
-    options = {
-        "temperature": config.TEMPERATURE,
-        "top_k": config.TOP_K,
-        "top_p": config.TOP_P,
-        "min_p": config.MIN_P,
-        "repetition_penalty": config.REPETITION_PENALTY,
-        "no_repeat_ngram": config.NO_REPEAT_NGRAM,
-        "max_new_tokens": config.MAX_NEW_TOKENS,
-    }
+    options = {**config.sampling(), "context": "stop"}
     warnings.simplefilter("ignore", UserWarning)
     index = copy_index(config.WORK_DIR)
     results = [

@@ -93,17 +93,7 @@ def chat_stream(question=None, *, checkpoint=None, **options):
 def _gather(given):
     """没有给的选项取 config 此刻的值。"""
     options = dict(given)
-    defaults = {
-        "temperature": config.TEMPERATURE,
-        "top_k": config.TOP_K,
-        "top_p": config.TOP_P,
-        "min_p": config.MIN_P,
-        "repetition_penalty": config.REPETITION_PENALTY,
-        "no_repeat_ngram": config.NO_REPEAT_NGRAM,
-        "max_new_tokens": config.MAX_NEW_TOKENS,
-        "context": config.CONTEXT,
-    }
-    for name, value in defaults.items():
+    for name, value in config.sampling().items():
         if options.get(name) is None:
             options[name] = value
     return options

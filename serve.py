@@ -500,16 +500,7 @@ def _load_first(service):
 
 def _defaults():
     """请求里没给的选项用配置里的值。"""
-    return {
-        "temperature": config.TEMPERATURE,
-        "top_k": config.TOP_K,
-        "top_p": config.TOP_P,
-        "min_p": config.MIN_P,
-        "repetition_penalty": config.REPETITION_PENALTY,
-        "no_repeat_ngram": config.NO_REPEAT_NGRAM,
-        "max_new_tokens": config.MAX_NEW_TOKENS,
-        "context": config.CONTEXT,
-    }
+    return config.sampling()
 
 
 def _import_uvicorn():
