@@ -82,18 +82,29 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.wide = None  # 注意力升到 fp32 计算；None = 在 CPU 上才升
 
     def forward(self, x, cos, sin, cache=None, mask=None):
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.n_head, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, hd) -> 3 × (B, H, T, hd)
+        wide = x.device.type == "cpu" if self.wide is None else self.wide
+        v = v.float() if wide else v
         q = rotate(self.q_norm(q), cos, sin).to(v.dtype)
         k = rotate(self.k_norm(k), cos, sin).to(v.dtype)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         causal = mask is None and (cache is None or length > 1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        y = _attend(q, k, v, mask, causal, wide)
         return self.out(y.transpose(1, 2).reshape(batch, length, dim))  # (B, H, T, hd) -> (B, T, D)
+
+
+def _attend(q, k, v, mask, causal, wide):
+    """(B, H, T, hd) -> (B, H, T, hd)；CPU 的半精度 SDPA 反向比 fp32 的慢两三倍，所以升上去算。"""
+    if not wide:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 class SwiGLU(nn.Module):
@@ -200,7 +211,8 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
         """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""
         weight = self.blocks[0].attn.qkv.weight
-        dtype = dtype or common.autocast_dtype(weight.device.type) or weight.dtype
+        half = None if weight.device.type == "cpu" else common.autocast_dtype(weight.device.type)
+        dtype = dtype or half or weight.dtype
         capacity = capacity or self.config.max_seq_len
         return KVCache(self.config, batch, capacity, weight.device, dtype)
 
@@ -285,10 +297,15 @@ def _add_weight_grad(grad_weight, expo, part, inverse, target):
     grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)
 
 
+def chunk_rows(device: str) -> int:
+    """一块算多少行：太少则每块都要加一遍输出层梯度，太多则 logits 占内存。"""
+    return 512 if device == "cpu" else 2048
+
+
 def linear_cross_entropy(hidden, weight, labels, rows: int | None = None, kernel=_softmax_parts):
     """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, D)，weight (V, D)，labels (N,)。"""
     device = hidden.device.type
     dtype = common.autocast_dtype(device) or hidden.dtype
-    rows = rows or (256 if device == "cpu" else 2048)
+    rows = rows or chunk_rows(device)
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, kernel)

@@ -51,7 +51,7 @@ class Update:
     @property
     def chunk(self) -> int:
         """交叉熵每块的行数，与 gpt.linear_cross_entropy 相同。"""
-        return min(self.trained, 256 if self.device == "cpu" else 2048)
+        return min(self.trained, gpt.chunk_rows(self.device))
 
 
 def predict_peak(
@@ -168,6 +168,8 @@ def _simulate_blocks(update, blocks):
     with FakeTensorMode(), meter:
         model = gpt.GPT(config)
         model.grad_checkpoint = update.grad_checkpoint
+        for block in model.blocks:
+            block.attn.wide = update.device == "cpu"
         muon_dtype = torch.bfloat16 if half else torch.float32
         optimizers = optim.build(model, update.optimizer, 1e-3, 1e-3, 0.1, muon_dtype)
         for param in model.parameters():  # 梯度累积时，反向开始前梯度已经在了
