@@ -536,6 +536,11 @@ class PoemDataset:
         for index in range(*self.range(split)):
             yield self.document(index)
 
+    def stream(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """一边的全部文档首尾相接 → (ids (N,), mask uint8 (N,))。"""
+        first, last = (int(self.offsets[index]) for index in self.range(split))
+        return self._tokens[first:last], self._mask[first:last]
+
     def lengths(self, split: str) -> np.ndarray:
         """各篇的 token 数，int64 (docs,)。"""
         first, last = self.range(split)

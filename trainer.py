@@ -28,6 +28,7 @@ import optim
 import ranks as distributed
 import runlog
 import scoring
+import warmstart
 from batching import BatchPlan, Prefetcher, assemble
 from common import UserError
 from gpt import GPT, GPTConfig
@@ -64,6 +65,7 @@ class Settings:
     early_stop: int
     max_bad_steps: int
     grad_checkpoint: str
+    init: str
     resume: str
     device: str
     dtype: str
@@ -212,6 +214,7 @@ class Run:
 
     def __init__(self, values: dict, ranks: distributed.Ranks) -> None:
         """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
+        common.use_huge_pages()
         self.values, self.ranks = values, ranks
         self.settings = Settings.pick(values)
         self.folder = common.work_path(self.settings.work_dir, ".")
@@ -233,8 +236,11 @@ class Run:
         self.position["pending"] = None  # 更新已做、边界上的事（验证、写诗、记录）还没做完的那一行
         self.best = {"val_bpc": math.inf, "iter": 0, "stale": 0}
         self.split = 1
+        self.warm_seconds = 0.0
         if saved is not None:
             self._restore(saved)
+        elif self.settings.init == "data" and ranks.rank == 0:  # 其余进程由 DDP 从 0 号同步
+            self._warm_start()
         self.resumed = saved is not None
         self.plan = BatchPlan(self.lengths, self.settings.budget, self.settings.seed)
 
@@ -329,6 +335,17 @@ class Run:
         return optim.build(
             self.model, s.optimizer, s.learning_rate, s.muon_lr, s.weight_decay, muon_dtype
         )
+
+    def _warm_start(self):
+        """词嵌入与末归一化的起点；用的时间算在训练里。"""
+        began = self._now()
+        table, weight = warmstart.embedding(
+            *self.data.stream("train"), self.config.vocab_size, self.config.dim, self.settings.seed
+        )
+        if table is not None:
+            self.model.embed.weight.data.copy_(table)
+            self.model.norm.weight.data.copy_(weight)
+        self.warm_seconds = self.position["seconds"] = self._now() - began
 
     def _refuse_changes(self, saved):
         """必须相同的配置变了就拒绝，一次说全。"""
@@ -832,6 +849,8 @@ class Run:
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
             f"预计峰值内存：{memory.pretty(predicted)}（不含 CUDA 上下文与碎片）",
         ]
+        if self.warm_seconds:
+            lines.append(f"起点：词嵌入由训练集的相邻词统计算出（{self.warm_seconds:.1f} 秒）")
         if self.resumed:
             lines.append(f"续训：从第 {self.position['update']} 次更新接着来")
             lines += [f"  改了配置 {change}" for change in self.taken_over]

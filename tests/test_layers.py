@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = {path.stem: path for path in ROOT.glob("*.py")}
 LAYERS = (
     {"config", "common"},
-    {"embeding", "tokenizer", "sample", "records", "decode", "optim", "batching", "chat_api"},
+    {
+        "embeding",
+        "tokenizer",
+        "sample",
+        "records",
+        "decode",
+        "optim",
+        "batching",
+        "chat_api",
+        "warmstart",
+    },
     {"gpt", "prompt", "dedup", "rhyme", "ranks", "runlog", "bootstrap", "scoring", "sources"},
     {"int8", "memory", "mend", "dataset", "live", "controls"},
     {"checkpoint", "originality"},

@@ -1,0 +1,127 @@
+"""词嵌入的初始值：由训练集的相邻词统计算出，而不是随机数。
+
+输出投影从零开始（见 gpt.py），所以起初每块都是恒等映射，模型就是一个双字模型：
+logits(u → v) = (w ⊙ norm(E_u)) · E_v，w 是末归一化的权重。这里解出使它一开始就接近真实的
+相邻词概率的 E 与 w：E 的第 0 维是 log p(v)，其余各维是对称化的正点互信息矩阵绝对值最大的
+特征向量（Levy & Goldberg 2014 的思路，特征值的正负放进 w），每行长度相同。
+全部用 fp64 在 CPU 上算，与线程数、设备无关；八万首诗约十秒。
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+ROW_NORM = 3.0  # 每行词嵌入的长度：比随机初始的大得多，AdamW 的步子相对就小，学到的不会被冲掉
+POWER = 0.25  # 特征值的指数：小于 1/2，免得头几个特征压过其余
+SMOOTHING = 0.75  # 上下文词频的指数（word2vec），压低罕见词虚高的互信息
+MIN_COUNT = 1
+UNSEEN = 0.5  # 每个词加的次数，没见过的词也有概率
+MOST_PAIRS = 1 << 24  # 至多统计这么多对相邻词，更多时均匀地取
+_BLOCK, _KRYLOV = 96, 3  # 块 Krylov：一块几列；子空间是所求个数的几倍
+_FIT_PAIRS = 512  # 定 w 的两个系数用多少对
+
+
+def embedding(tokens, mask, vocab_size: int, dim: int, seed: int) -> tuple:
+    """训练集的 token 与训练标记（各 (N,)）→ (词嵌入 (V, dim), 末归一化权重 (dim,))，fp32。
+
+    只统计后一个是训练目标的相邻对；一对也没有时返回 (None, None)。
+    """
+    before, after = _pairs(tokens, mask)
+    if not len(after):
+        return None, None
+    counts = np.bincount(after, minlength=vocab_size) + UNSEEN
+    log_p = torch.from_numpy(np.log(counts / counts.sum()))  # (V,)
+    generator = torch.Generator().manual_seed(seed)
+    matrix = _mutual_information(before, after, vocab_size)
+    values, vectors = _eigen(matrix, min(dim - 1, vocab_size), generator)
+    rows = torch.zeros(vocab_size, dim - 1, dtype=torch.float64)
+    rows[:, : len(values)] = vectors * values.abs() ** POWER
+    rows = _unit_rows(rows, generator)
+    entropy = -(log_p.exp() * log_p).sum()
+    table = ROW_NORM * torch.cat((log_p[:, None] / entropy, rows), dim=1)  # (V, dim)
+    sign = torch.ones(dim - 1, dtype=torch.float64)
+    sign[: len(values)] = values.sign()
+    weight = _fit(table, sign, before, after)
+    return table.float(), weight.float()
+
+
+def _pairs(tokens, mask):
+    """(前一个词, 后一个词)，各 int64 (n,)。"""
+    places = np.flatnonzero(mask[1:]) + 1
+    if len(places) > MOST_PAIRS:
+        places = places[:: -(-len(places) // MOST_PAIRS)]
+    return tokens[places - 1].astype(np.int64), tokens[places].astype(np.int64)
+
+
+def _mutual_information(before, after, size):
+    """对称化的正点互信息，稀疏 CSR (V, V)，fp64。"""
+    keys, counts = np.unique(before * size + after, return_counts=True)
+    rows, columns = keys // size, keys % size
+    left = np.bincount(before, minlength=size).astype(np.float64)
+    right = np.bincount(after, minlength=size).astype(np.float64) ** SMOOTHING
+    values = np.log(counts / left[rows] / (right / right.sum())[columns])
+    kept = (values > 0) & (counts >= MIN_COUNT)
+    rows, columns, values = rows[kept], columns[kept], values[kept] / 2
+    places = np.stack((np.concatenate((rows, columns)), np.concatenate((columns, rows))))
+    both = torch.from_numpy(np.concatenate((values, values)))
+    with warnings.catch_warnings():  # 稀疏张量在 PyTorch 里还标着 beta
+        warnings.simplefilter("ignore", UserWarning)
+        matrix = torch.sparse_coo_tensor(torch.from_numpy(places), both, (size, size))
+        return matrix.coalesce().to_sparse_csr()
+
+
+def _eigen(matrix, count, generator):
+    """绝对值最大的 count 个特征值与特征向量 (V, count)：随机块 Krylov（Musco & Musco 2015）。
+
+    每步把矩阵乘上最新的一块，与已有的全部正交化；再在张成的子空间里分解。
+    """
+    size = matrix.size(0)
+    block = torch.randn(size, min(_BLOCK, size), dtype=torch.float64, generator=generator)
+    basis = torch.empty(size, 0, dtype=torch.float64)
+    images = torch.empty_like(basis)
+    while basis.size(1) < min(size, _KRYLOV * count):
+        for _ in range(2):  # 减两遍，正交到舍入误差
+            block = block - basis @ (basis.t() @ block)
+        block = torch.linalg.qr(block[:, : size - basis.size(1)]).Q  # (V, block)
+        basis = torch.cat((basis, block), dim=1)  # (V, 已有的 + block)
+        block = matrix @ block
+        images = torch.cat((images, block), dim=1)
+    small = basis.t() @ images
+    values, vectors = torch.linalg.eigh((small + small.t()) / 2)
+    chosen = values.abs().argsort(descending=True)[:count]
+    vectors = basis @ vectors[:, chosen]  # (V, count)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return values[chosen], vectors * largest.sign()  # 正负号本是任意的，定下来
+
+
+def _unit_rows(rows, generator):
+    """每行长度为 1；没有出现过的词是随机方向。"""
+    noise = torch.randn(rows.shape, dtype=rows.dtype, generator=generator)
+    length = rows.norm(dim=1, keepdim=True)
+    rows = torch.where(length > 1e-9, rows, noise)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _fit(table, sign, before, after):
+    """w = (a, b·sign)：使一部分相邻对的似然最大的 a、b；对 a、b 是凸的，用牛顿法。"""
+    places = np.linspace(0, len(after) - 1, min(_FIT_PAIRS, len(after))).astype(np.int64)
+    target = torch.from_numpy(after[places])[:, None]  # (n, 1)
+    hidden = table[torch.from_numpy(before[places])]  # (n, dim)
+    hidden = hidden * torch.rsqrt(hidden.square().mean(1, keepdim=True))
+    parts = torch.stack(
+        (hidden[:, :1] @ table[:, :1].t(), (hidden[:, 1:] * sign) @ table[:, 1:].t())
+    ).float()  # (2, n, V)
+    scale = torch.zeros(2)
+    for _ in range(8):
+        p = (scale[:, None, None] * parts).sum(0).softmax(-1)  # (n, V)
+        mean = (p * parts).sum(-1)  # (2, n)
+        slope = (mean - parts.gather(2, target.expand(2, -1, 1)).squeeze(2)).mean(1)  # (2,)
+        centred = parts - mean[:, :, None]
+        curve = torch.einsum("nv,inv,jnv->ij", p, centred, centred) / p.size(0)
+        step = torch.linalg.solve(curve + 1e-6 * torch.eye(2), slope)
+        scale = scale - step / max(1.0, float((step * (curve @ step)).sum().sqrt()))  # 阻尼
+    scale = scale.double()
+    return torch.cat((scale[:1], scale[1] * sign))
