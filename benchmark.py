@@ -27,10 +27,11 @@ NEW_TOKENS = 200
 BATCHES = (1, 8)
 REPEATS = 5
 _RUNNERS = (
-    ("", "本项目 fp32"),
-    ("fp16_", "fp16 权重"),
-    ("int8_", "int8 权重"),
+    ("", "本项目"),
+    ("fp32_", "本项目 fp32"),
+    ("int8_", "本项目 int8"),
     ("transformers_", "transformers"),
+    ("transformers_bf16_", "同，bf16"),
 )
 
 # ── generate ──────────────────────────────────────────────────────────
@@ -60,28 +61,32 @@ def generate() -> dict:
 
     device = common.pick_device(config.DEVICE)
     model = random_model(device)
-    runners = {"": our_runner(model, device)}
-    if half_problem(device) is None:
-        runners["fp16_"] = our_runner(model, device, half=True)
+    half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
+    runners = {"": our_runner(model, device, half=half)}
+    if half:
+        runners["fp32_"] = our_runner(model, device)
     if device.type == "cpu":
         runners["int8_"] = int8_runner(model)
     runners["transformers_"] = transformers_runner(model, device)
+    if common.pick_dtype("auto", device) == torch.bfloat16:
+        runners["transformers_bf16_"] = transformers_runner(model, device, torch.bfloat16)
     result = {
         "device": device.type,
-        "dtype": "fp32",
+        "weights": "fp16" if half else "fp32",
         "threads": torch.get_num_threads(),
         "parameters": model.matrix_parameters(),
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
     }
     result.update(measure({name: run for name, run in runners.items() if run}))
-    for key in [key for key in result if f"transformers_{key}" in result]:
-        ours, theirs = result[key], result[f"transformers_{key}"]
-        result[f"ratio_{key}"] = round(ours / theirs, 3)
+    for rival, name in (("transformers_", "ratio_"), ("transformers_bf16_", "ratio_bf16_")):
+        for key in [key for key in result if f"{rival}{key}" in result]:
+            result[f"{name}{key}"] = round(result[key] / result[f"{rival}{key}"], 3)
     limit = read_bandwidth(model, device)
-    reached = result["tokens_per_s_batch1"] * weight_bytes(model)
+    size = model.matrix_parameters() * (2 if half else 4)  # 词嵌入的一行不算，输出层算
+    reached = result["tokens_per_s_batch1"] * size
     result.update(
-        weight_mb_per_token=round(weight_bytes(model) / 1e6, 2),
+        weight_mb_per_token=round(size / 1e6, 2),
         memory_gb_per_s=round(limit / 1e9, 2),
         bandwidth_share=round(reached / limit, 3),
     )
@@ -147,8 +152,8 @@ def int8_runner(model):
     return our_runner(small, torch.device("cpu"))
 
 
-def transformers_runner(model, device):
-    """同样形状与选项的 transformers generate；没有安装时为 None。"""
+def transformers_runner(model, device, dtype=None):
+    """同样形状与选项的 transformers generate，dtype 默认 fp32；没有安装时为 None。"""
     import torch
 
     try:
@@ -173,7 +178,7 @@ def transformers_runner(model, device):
             eos_token_id=2,
         )
     )
-    theirs = theirs.to(device).eval()
+    theirs = theirs.to(device, dtype).eval()
 
     def run(rows, count):
         ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
@@ -217,11 +222,6 @@ def _best(runners, rows, count, repeats):
             run(rows, count)
             seconds[name].append(time.perf_counter() - start)
     return {name: min(values) for name, values in seconds.items()}
-
-
-def weight_bytes(model) -> int:
-    """写一个 token 至少要读的权重字节数（输出层算，词嵌入的一行不算）。"""
-    return model.matrix_parameters() * 4
 
 
 def read_bandwidth(model, device) -> float:

@@ -485,7 +485,7 @@ def main() -> None:
 def _load_engine():
     import engine
 
-    poet = engine.Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE)
+    poet = engine.Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE, config.DTYPE)
     return engine.Engine(poet, max_rows=min(MAX_ROWS, config.MAX_CONCURRENT))
 
 

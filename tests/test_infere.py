@@ -34,8 +34,9 @@ def folder(tmp_path_factory):
 def poet(folder, monkeypatch):
     monkeypatch.setattr(config, "WORK_DIR", str(folder))
     monkeypatch.setattr(config, "DEVICE", "cpu")
+    monkeypatch.setattr(config, "DTYPE", "fp32")  # 与完整前向逐个 token 相同
     monkeypatch.setattr(config, "MAX_NEW_TOKENS", 60)
-    return engine.Poet.load("", str(folder), "cpu")
+    return engine.Poet.load("", str(folder), "cpu", "fp32")
 
 
 def full_forward(poet, ids):
