@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -40,6 +41,17 @@ def use_huge_pages() -> None:
     要在第一个张量之前调用；环境变量 THP_MEM_ALLOC_ENABLE 已经设了就照它的。
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def give_back_memory() -> None:
+    """让 glibc 把空闲的堆还给系统；别的系统上什么也不做。
+
+    微批次的形状次次不同，空洞填不满：不还的话几百次更新后常驻内存会涨到两三倍。
+    """
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl 没有
+        if trim is not None:
+            trim(0)
 
 
 def progress(total, desc: str, unit: str = "首", **options):

@@ -547,6 +547,8 @@ class Run:
                 self.stop.check()
             for index, part in enumerate(batch.parts(self.split)):
                 total += self._backward(part, weight, self._seed(number, index))
+            if self.device.type == "cpu":
+                common.give_back_memory()
         return total.item()  # 一次更新只在这里等一次设备
 
     def _backward(self, part, weight, seed):
