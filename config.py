@@ -60,7 +60,7 @@ SAMPLE_EVERY = 1000  # 每多少次迭代写一首示例诗
 EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提前结束
 MAX_BAD_STEPS = 20  # 连续多少次更新出现非有限值就停下
 GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
-INIT = "data"  # 词嵌入的起点：data（由训练集的相邻词统计算出，学得快得多）| random
+INIT = "auto"  # 词嵌入的起点：data（由相邻词统计算出，学得快得多）| random | auto（诗多才用 data）
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
 # ── 设备 ──────────────────────────────────────────────────────────────
@@ -93,7 +93,7 @@ SECONDS = 600.0  # benchmark.py learn 的训练秒数
 _CHOICES = {
     "OPTIMIZER": ("muon", "adamw"),
     "GRAD_CHECKPOINT": ("on", "off"),
-    "INIT": ("data", "random"),
+    "INIT": ("auto", "data", "random"),
     "RESUME": ("on", "off"),
     "DEVICE": ("auto", "cpu", "cuda", "mps"),
     "DTYPE": ("auto", "fp32", "bf16", "fp16"),

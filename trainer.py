@@ -239,7 +239,7 @@ class Run:
         self.warm_seconds = 0.0
         if saved is not None:
             self._restore(saved)
-        elif self.settings.init == "data" and ranks.rank == 0:  # 其余进程由 DDP 从 0 号同步
+        elif ranks.rank == 0 and self._worth_counting():  # 其余进程由 DDP 从 0 号同步
             self._warm_start()
         self.resumed = saved is not None
         self.plan = BatchPlan(self.lengths, self.settings.budget, self.settings.seed)
@@ -335,6 +335,11 @@ class Run:
         return optim.build(
             self.model, s.optimizer, s.learning_rate, s.muon_lr, s.weight_decay, muon_dtype
         )
+
+    def _worth_counting(self):
+        """词嵌入要不要由统计算出；诗太少时互信息不可靠，随机的起点最后更好。"""
+        init = self.settings.init
+        return init == "data" or (init == "auto" and int(self.trained.sum()) >= warmstart.ENOUGH)
 
     def _warm_start(self):
         """词嵌入与末归一化的起点；用的时间算在训练里。"""

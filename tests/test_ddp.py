@@ -44,9 +44,9 @@ SMALL = {
     "COMPILE": "off",
     "DIST_TIMEOUT": 2.0,
 }
-KINDS = {  # 名字 → 优化器与丢弃率
+KINDS = {  # 名字 → 优化器、丢弃率、起点
     "muon_dropout": {"OPTIMIZER": "muon", "DROPOUT": 0.2},
-    "adamw_plain": {"OPTIMIZER": "adamw", "DROPOUT": 0.0},
+    "adamw_plain": {"OPTIMIZER": "adamw", "DROPOUT": 0.0, "INIT": "data"},
     "muon_plain": {"OPTIMIZER": "muon", "DROPOUT": 0.0},
     "adamw_dropout": {"OPTIMIZER": "adamw", "DROPOUT": 0.2},
 }

@@ -102,11 +102,18 @@ def test_short_run_leaves_everything(unbroken):
     assert [f"── 迭代 {n} ──" in samples for n in (12, 24, 35)] == [True] * 3
 
 
-def test_warm_start_is_ahead_of_a_random_one(tmp_path, data, unbroken):
-    cold = work_dir(tmp_path / "cold", data)
+def test_warm_start_is_ahead_of_a_random_one(tmp_path, data):
+    warm, cold = work_dir(tmp_path / "warm", data), work_dir(tmp_path / "cold", data)
+    trainer.train(values(warm, INIT="data"))
     trainer.train(values(cold, INIT="random"))
-    first, last = ([float(log_rows(f)[n]["loss"]) for f in (unbroken, cold)] for n in (0, -1))
+    first, last = ([float(log_rows(f)[n]["loss"]) for f in (warm, cold)] for n in (0, -1))
     assert first[0] < first[1] - 0.5 and last[0] < last[1]
+
+
+def test_few_poems_start_at_random(tmp_path, data, unbroken):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, INIT="random"))
+    assert_same_run(folder, unbroken)
 
 
 def test_interrupted_run_is_the_same_run(tmp_path, data, unbroken, monkeypatch, capsys):
@@ -307,7 +314,7 @@ def test_fp16_overflow_halves_the_scale():
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, DTYPE=dtype, TRAIN_ITER=24, INIT="random"))
+    trainer.train(values(folder, DTYPE=dtype, TRAIN_ITER=24))
     rows = log_rows(folder)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
     state = checkpoint.load(folder / "checkpoint.bin")
