@@ -396,7 +396,7 @@ class Run:
         self.taken_over = [
             f"{name}：{saved['config'][name]} → {self.values[name]}"
             for name in self.values
-            if name in names and saved["config"].get(name) != self.values[name]
+            if name in names and saved["config"].get(name, self.values[name]) != self.values[name]
         ]
 
     def _prepare_files(self):

@@ -110,6 +110,15 @@ def test_warm_start_is_ahead_of_a_random_one(tmp_path, data):
     assert first[0] < first[1] - 0.5 and last[0] < last[1]
 
 
+def test_checkpoint_from_before_a_new_constant_goes_on(tmp_path, data, unbroken):
+    folder = work_dir(tmp_path / "run", data)
+    trainer.train(values(folder, TRAIN_ITER=18))
+    state = checkpoint.load(folder / "checkpoint.bin")
+    del state["config"]["INIT"]
+    checkpoint.save(folder / "checkpoint.bin", state)
+    assert trainer.train(values(folder))["updates"] == 12
+
+
 def test_few_poems_start_at_random(tmp_path, data, unbroken):
     folder = work_dir(tmp_path / "run", data)
     trainer.train(values(folder, INIT="random"))
