@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 
@@ -82,29 +83,112 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
-        self.wide = None  # 注意力升到 fp32 计算；None = 在 CPU 上才升
 
-    def forward(self, x, cos, sin, cache=None, mask=None):
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.n_head, self.head_dim)
+    def project(self, x, rows, cos, sin, size):
+        """(N, D) -> q、k、v 各 (B, H, S, hd)，S = size ≥ T。
+
+        N 个位置的前 B·T 个是 B 行，其余是填充；第 T 行以后补零。
+        """
+        length = cos.size(0)
+        qkv = self.qkv(x)[: rows * length].view(rows, length, 3, self.n_head, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, hd) -> 3 × (B, H, T, hd)
-        wide = x.device.type == "cpu" if self.wide is None else self.wide
-        v = v.float() if wide else v
-        q = rotate(self.q_norm(q), cos, sin).to(v.dtype)
-        k = rotate(self.k_norm(k), cos, sin).to(v.dtype)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        causal = mask is None and (cache is None or length > 1)
-        y = _attend(q, k, v, mask, causal, wide)
-        return self.out(y.transpose(1, 2).reshape(batch, length, dim))  # (B, H, T, hd) -> (B, T, D)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        all_three = q.to(v.dtype), k.to(v.dtype), v
+        if size == length:
+            return all_three
+        return tuple(F.pad(each, (0, 0, 0, size - length)).contiguous() for each in all_three)
+
+    def merge(self, y, length, count):
+        """(B, H, S, hd) -> (N, D)：取前 length 行拼起来，N = count，填充的位置补零。"""
+        y = y[:, :, :length].transpose(1, 2).flatten(2).flatten(0, 1)  # -> (B·T, D)
+        return self.out(F.pad(y, (0, 0, 0, count - y.size(0))))
 
 
-def _attend(q, k, v, mask, causal, wide):
-    """(B, H, T, hd) -> (B, H, T, hd)；CPU 的半精度 SDPA 反向比 fp32 的慢两三倍，所以升上去算。"""
-    if not wide:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    with torch.autocast(q.device.type, enabled=False):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+@dataclass
+class Sight:
+    """一次前向里各层注意力共用的：看得到哪里，怎样算。"""
+
+    length: int  # T
+    mask: torch.Tensor | None = None  # 显式的遮罩；None = 因果
+    cache: KVCache | None = None
+    kernels: tuple | None = None  # 用矩阵乘来算（见 _Products）；None = SDPA
+
+    @property
+    def size(self) -> int:
+        """q、k、v 的长度 S：矩阵乘要补到 16 的倍数，整块的快，形状也少。"""
+        return self.length if self.kernels is None else self.length // 16 * 16 + 16
+
+    def attend(self, layer, q, k, v):
+        """(B, H, S, hd) -> (B, H, S, hd)"""
+        if self.kernels is not None:
+            flat = (x.flatten(0, 1) for x in (q, k, v))  # (B·H, S, hd)
+            return _Products.apply(*flat, self.kernels).view_as(q)
+        causal = self.mask is None and (self.cache is None or q.size(2) > 1)
+        if self.cache is not None:
+            k, v = self.cache.append(layer, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=causal)
+
+
+class _Products(torch.autograd.Function):
+    """用批量矩阵乘写出的因果注意力 softmax(q @ kᵀ / √hd) @ v；q、k、v：(G, S, hd)。
+
+    CPU 上半精度的 SDPA 反向比 fp32 还慢，而半精度的批量矩阵乘快得多。前一半的行看不到后一半
+    的键，所以分两半算，省四分之一。
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, kernels):
+        ctx.kernels = kernels
+        parts, saved = [], []
+        for start, end in _halves(q.size(1)):
+            weights = _weights(q, k, start, end, kernels[0])
+            parts.append(weights @ v[:, :end])  # (G, t, T) @ (G, T, hd) -> (G, t, hd)
+            saved.append(weights)
+        short = q.size(1) <= _KEPT
+        ctx.save_for_backward(q, k, v, *(saved if short else ()))
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, *saved = ctx.saved_tensors
+        softmax, softmax_grad = ctx.kernels
+        grads = [torch.zeros_like(x) for x in (q, k, v)]
+        for start, end in _halves(q.size(1)):
+            weights = saved.pop(0) if saved else _weights(q, k, start, end, softmax)
+            part = grad[:, start:end]
+            grads[2][:, :end] += weights.transpose(1, 2) @ part
+            scores = softmax_grad(weights, part @ v[:, :end].transpose(1, 2), q.size(2) ** -0.5)
+            grads[0][:, start:end] = scores @ k[:, :end]
+            grads[1][:, :end] += scores.transpose(1, 2) @ q[:, start:end]
+        return (*grads, None)
+
+
+_KEPT = 256  # 长度不超过它时，注意力的权重留给反向用；更长的占内存，反向里重算
+
+
+def _weights(q, k, start, end, softmax):
+    """第 start 到 end 行的注意力权重 (G, t, T)。"""
+    scores = q[:, start:end] @ k[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
+    return softmax(scores, start, q.size(2) ** -0.5)
+
+
+def _halves(size):
+    """(起, 止)：这些行只看得到前“止”个键。"""
+    return (0, size // 2), (size // 2, size)
+
+
+def _softmax(scores, start, scale):
+    """(G, t, T) -> 同；第 i 行是第 start + i 个位置，看不到以后的。"""
+    rows = torch.arange(scores.size(1), device=scores.device)[:, None] + start
+    hidden = rows < torch.arange(scores.size(2), device=scores.device)
+    return (scores.float() * scale).masked_fill(hidden, -math.inf).softmax(-1).to(scores.dtype)
+
+
+def _softmax_grad(weights, grad, scale):
+    """softmax 的反向，(G, t, T) -> 同。"""
+    product = weights.float() * grad.float()
+    inner = product.sum(-1, keepdim=True)
+    return ((product - weights.float() * inner) * scale).to(weights.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -131,12 +215,39 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(config.dim, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, cos, sin, cache=None, mask=None):
-        x = x + self._drop(self.attn(self.norm1(x), cos, sin, cache, mask))
-        return x + self._drop(self.mlp(self.norm2(x)))
+    def forward(self, x, rows, cos, sin, sight, noise=None, fast=None):
+        """(N, D) -> (N, D)；noise：(2, N, D) 的随机数，None = 不丢弃；fast：编译过的前后两半。"""
+        before, after = fast or (Block.before, Block.after)
+        q, k, v = before(self, x, rows, cos, sin, sight.size)
+        y = sight.attend(self.attn.layer, q, k, v)
+        return after(self, x, y, sight.length, noise)
 
-    def _drop(self, x):
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def before(self, x, rows, cos, sin, size):
+        """注意力之前：(N, D) -> q、k、v 各 (B, H, S, hd)。"""
+        return self.attn.project(self.norm1(x), rows, cos, sin, size)
+
+    def after(self, x, y, length, noise):
+        """注意力之后：x (N, D)、y (B, H, S, hd) -> (N, D)。"""
+        x = x + self._drop(self.attn.merge(y, length, x.size(0)), noise, 0)
+        return x + self._drop(self.mlp(self.norm2(x)), noise, 1)
+
+    def _drop(self, x, noise, index):
+        return x if noise is None else drop(x, noise[index], self.dropout)
+
+
+def drop(x, noise, rate):
+    """dropout：noise（int16，均匀）落在最小的 rate 那一份的位置清零，其余放大。"""
+    lost = round(rate * 65536)
+    return torch.where(noise >= lost - 32768, x * (65536 / (65536 - lost)), 0.0)
+
+
+def random_noise(shape: tuple, device) -> torch.Tensor:
+    """均匀的 int16 随机数。"""
+    if device.type != "cpu":
+        return torch.randint(-32768, 32768, shape, dtype=torch.int16, device=device)
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64)  # 一次取 64 位，比逐个取快几倍
+    return words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
 
 
 class GPT(nn.Module):
@@ -146,6 +257,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.grad_checkpoint = False
+        self.quantum = 1  # 训练时一个微批次的 token 数补到它的倍数
+        self.by_products = None  # 注意力用矩阵乘还是 SDPA；None = CPU 上半精度才用矩阵乘
         self.disable_compile()
         self.embed = TokenEmbedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_block))
@@ -166,23 +279,42 @@ class GPT(nn.Module):
 
     def hidden(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """最后一层归一化之后的隐状态：(B, T) -> (B, T, D)；给了 cache 就接着它算并更新它。"""
+        rows, length = ids.shape
         start = cache.length if cache is not None else 0
-        length = ids.size(1)
         cos, sin = self.cos[start : start + length], self.sin[start : start + length]
-        mask = _offset_causal_mask(start, length, ids.device) if start and length > 1 else None
-        x = self.embed(ids)
-        if self.config.dropout:
-            x = F.dropout(x, self.config.dropout, self.training)
+        sight = self._sight(start, length, cache)
+        x = self.embed(self._flat(ids))  # (B, T) -> (N, D)
+        dropout = self.config.dropout if self.training else 0.0
+        if dropout:
+            x = drop(x, random_noise(x.shape, x.device), dropout)
+        fast = self.fast_block if self.training else None
         for block in self.blocks:
-            if not self.training:
-                x = block(x, cos, sin, cache, mask)
-            elif self.grad_checkpoint:
-                x = checkpoint(self.fast_block, block, x, cos, sin, use_reentrant=False)
+            noise = random_noise((2, *x.shape), x.device) if dropout else None
+            options = rows, cos, sin, sight, noise, fast
+            if self.training and self.grad_checkpoint:
+                x = checkpoint(block, x, *options, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = self.fast_block(block, x, cos, sin)
+                x = block(x, *options)
         if cache is not None:
             cache.length += length
-        return self.norm(x)
+        return self.norm(x)[: rows * length].view(rows, length, -1)  # (N, D) -> (B, T, D)
+
+    def _flat(self, ids):
+        """(B, T) -> (N,)；训练时 N 补到 quantum 的倍数：形状只有几种，核与内存都能重复使用。"""
+        flat = ids.flatten()
+        return F.pad(flat, (0, -len(flat) % self.quantum)) if self.training else flat
+
+    def _sight(self, start, length, cache):
+        by_products = self.by_products
+        if by_products is None:
+            on_cpu = self.cos.device.type == "cpu"
+            by_products = on_cpu and common.autocast_dtype("cpu") is not None
+        if by_products and cache is None:
+            return Sight(length, kernels=self.fast_softmax)
+        mask = None
+        if start and length > 1:
+            mask = _offset_causal_mask(start, length, self.cos.device)
+        return Sight(length, mask, cache)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V)"""
@@ -202,11 +334,16 @@ class GPT(nn.Module):
 
     def enable_compile(self) -> None:
         """训练时用 torch.compile 过的块；各块共用一份编译结果，形状从第一步起就是动态的。"""
-        self.fast_block = torch.compile(_run_block, dynamic=True)
-        self.fast_kernel = torch.compile(_softmax_parts, dynamic=True)
+        self._use(functools.partial(torch.compile, dynamic=True), _lean)
 
     def disable_compile(self) -> None:
-        self.fast_block, self.fast_kernel = _run_block, _softmax_parts
+        """逐个算子地执行。"""
+        self._use(lambda function: function, lambda function: function)
+
+    def _use(self, make, lean):
+        self.fast_block = make(lean(Block.before)), make(lean(Block.after))
+        self.fast_softmax = make(_softmax), make(_softmax_grad)
+        self.fast_kernel = make(_softmax_parts)
 
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
         """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""
@@ -225,8 +362,18 @@ class GPT(nn.Module):
         return 6 * self.matrix_parameters()
 
 
-def _run_block(block, x, cos, sin):
-    return block(x, cos, sin)
+def _lean(function):
+    """编译时：只为反向留下矩阵乘的结果，其余逐元素的都由编译器在反向的核里顺手重算。"""
+    contexts = getattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts", None)
+    if contexts is None:  # torch 2.4 以前
+        return function
+    kept = functools.partial(contexts, [torch.ops.aten.mm.default])
+
+    @functools.wraps(function)
+    def lean(*args):
+        return checkpoint(function, *args, use_reentrant=False, context_fn=kept)
+
+    return lean
 
 
 def _offset_causal_mask(start, length, device):
@@ -236,6 +383,8 @@ def _offset_causal_mask(start, length, device):
 
 
 # ── 输出层与交叉熵合在一起，整块 logits 从不同时存在 ──────────────────
+
+_SIZES = 4  # 最后一块补零到一块的几分之一的倍数：形状只有这么多种；补的行是零，不影响梯度
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -256,13 +405,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.size(0), rows):
             part = hidden[start : start + rows].to(dtype)  # (n, D)
             target = labels[start : start + rows]  # (n,)
+            real, spare = len(part), -len(part) % (max(1, rows // _SIZES))
+            part, target = F.pad(part, (0, 0, 0, spare)), F.pad(target, (0, spare))
             logits = part @ matrix.t()  # (n, D) @ (D, V) -> (n, V)
-            loss, expo, inverse = kernel(logits, target)
-            total += loss
+            loss, inverse = kernel(logits, target)  # 从此 logits 里是 exp
+            total += loss[:real].sum()
             if need:
-                grad = (expo @ matrix).float() * inverse - matrix[target].float()  # (n, D)
-                grad_hidden[start : start + rows] = grad
-                _add_weight_grad(grad_weight, expo, part, inverse, target)
+                grad = (logits @ matrix).float() * inverse - matrix[target].float()  # (n, D)
+                grad_hidden[start : start + rows] = grad[:real]
+                _add_weight_grad(grad_weight, logits, part, inverse, target)
         if need:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.dtypes = hidden.dtype, weight.dtype
@@ -272,19 +423,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_output):
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        grad_hidden = (grad_hidden * grad_output).to(hidden_dtype)
-        return grad_hidden, (grad_weight * grad_output).to(weight_dtype), None, None, None, None
+        grad_hidden = grad_hidden.mul_(grad_output).to(hidden_dtype)
+        return grad_hidden, grad_weight.mul_(grad_output).to(weight_dtype), None, None, None, None
 
 
 def _softmax_parts(logits, target):
-    """logits (n, V) -> 损失之和、exp(logits − 行最大值) (n, V)、行和的倒数 (n, 1)。"""
+    """logits (n, V) -> 各行的损失 (n,)、exp 的行和的倒数 (n, 1)；logits 就地换成
+    exp(logits − 行最大值)。"""
     exact = logits.float()
     top = exact.amax(-1, keepdim=True)
     expo = (exact - top).exp()
     total = expo.sum(-1, keepdim=True)
-    picked = exact.gather(1, target[:, None])
-    loss = (total.log() + top - picked).sum()
-    return loss, expo.to(logits.dtype), total.reciprocal()
+    loss = total.log() + top - exact.gather(1, target[:, None])
+    logits.copy_(expo)
+    return loss.squeeze(1), total.reciprocal()
 
 
 def _add_weight_grad(grad_weight, expo, part, inverse, target):

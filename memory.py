@@ -168,8 +168,7 @@ def _simulate_blocks(update, blocks):
     with FakeTensorMode(), meter:
         model = gpt.GPT(config)
         model.grad_checkpoint = update.grad_checkpoint
-        for block in model.blocks:
-            block.attn.wide = update.device == "cpu"
+        model.by_products = half and update.device == "cpu"
         muon_dtype = torch.bfloat16 if half else torch.float32
         optimizers = optim.build(model, update.optimizer, 1e-3, 1e-3, 0.1, muon_dtype)
         for param in model.parameters():  # 梯度累积时，反向开始前梯度已经在了

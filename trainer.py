@@ -34,6 +34,7 @@ from common import UserError
 from gpt import GPT, GPTConfig
 
 SAMPLE_QUESTION = "一只鸟在想方向"
+_STEPS_OF_SHAPE = 16  # 微批次的 token 数补到 budget 的这么多分之一的倍数
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class Run:
 
     def __init__(self, values: dict, ranks: distributed.Ranks) -> None:
         """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
-        common.use_huge_pages()
+        common.keep_memory()
         self.values, self.ranks = values, ranks
         self.settings = Settings.pick(values)
         self.folder = common.work_path(self.settings.work_dir, ".")
@@ -230,6 +231,7 @@ class Run:
         torch.manual_seed(self.settings.seed)
         self.model = GPT(self.config).to(self.device)
         self.model.grad_checkpoint = self.settings.grad_checkpoint == "on"
+        self.model.quantum = max(1, self.settings.budget // _STEPS_OF_SHAPE)
         self.optimizers = self._new_optimizers()
         self.scale = LossScale(enabled=self.dtype == torch.float16)
         self.position = {"update": 0, "tokens": 0, "seconds": 0.0, "bad": 0, "skipped": 0}
@@ -564,8 +566,6 @@ class Run:
                 self.stop.check()
             for index, part in enumerate(batch.parts(self.split)):
                 total += self._backward(part, weight, self._seed(number, index))
-            if self.device.type == "cpu":
-                common.give_back_memory()
         return total.item()  # 一次更新只在这里等一次设备
 
     def _backward(self, part, weight, seed):
