@@ -1,12 +1,14 @@
 """GPT 模型：与 Qwen3 同构的解码器（RMSNorm、RoPE、逐头 q/k 归一化、SwiGLU、共享词嵌入）。
 
 权重与 transformers 的 Qwen3ForCausalLM 一一对应，只是 q|k|v 与 gate|up 各自按行拼成一个矩阵。
-一行只放一首诗，因此注意力只需因果遮罩，SDPA 的 flash 路径不必带显式遮罩。
+一行只放一首诗，因此注意力只需因果遮罩，SDPA 的 flash 路径不必带显式遮罩；只有 CPU 上的半精度
+训练不用 SDPA，改用批量矩阵乘（见 _Products）。块内的数据是摊平的 (N, D)，只有注意力看得见行。
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from dataclasses import asdict, dataclass
 
@@ -93,10 +95,10 @@ class Attention(nn.Module):
         qkv = self.qkv(x)[: rows * length].view(rows, length, 3, self.n_head, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, hd) -> 3 × (B, H, T, hd)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        all_three = q.to(v.dtype), k.to(v.dtype), v
+        heads = q.to(v.dtype), k.to(v.dtype), v
         if size == length:
-            return all_three
-        return tuple(F.pad(each, (0, 0, 0, size - length)).contiguous() for each in all_three)
+            return heads
+        return tuple(F.pad(each, (0, 0, 0, size - length)).contiguous() for each in heads)
 
     def merge(self, y, length, count):
         """(B, H, S, hd) -> (N, D)：取前 length 行拼起来，N = count，填充的位置补零。"""
@@ -368,6 +370,8 @@ def _lean(function):
     if contexts is None:  # torch 2.4 以前
         return function
     kept = functools.partial(contexts, [torch.ops.aten.mm.default])
+    # 每次编译都提醒“重算的部分里不要有就地操作”；这里没有
+    logging.getLogger("torch._dynamo.variables.higher_order_ops").setLevel(logging.ERROR)
 
     @functools.wraps(function)
     def lean(*args):

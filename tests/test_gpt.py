@@ -151,6 +151,55 @@ def test_cached_steps_equal_one_pass():
         assert torch.allclose(torch.cat(steps, 1), model.hidden(ids), atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 33, 300])
+def test_attention_by_products_equals_sdpa(length):
+    """前向与 q、k、v 的梯度都与 PyTorch 的注意力一致；300 会在反向里重算权重。"""
+    torch.manual_seed(0)
+    q, k, v, grad = torch.randn(4, 2, 3, length, 8).unbind(0)
+    size = gpt.Sight(length, kernels=(gpt._softmax, gpt._softmax_grad)).size
+    assert size > length and size % 16 == 0
+
+    def run(attend):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = attend(*inputs)
+        return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+
+    def ours(*heads):
+        padded = (F.pad(x, (0, 0, 0, size - length)) for x in heads)
+        sight = gpt.Sight(length, kernels=(gpt._softmax, gpt._softmax_grad))
+        return sight.attend(0, *padded)[:, :, :length]
+
+    plain = run(lambda *heads: F.scaled_dot_product_attention(*heads, is_causal=True))
+    for a, b in zip(run(ours), plain):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_both_ways_of_attention_train_alike():
+    """同一个模型，注意力用 SDPA 还是用矩阵乘，补不补 token，损失与梯度都一样。"""
+    ids = torch.randint(0, 97, (3, 20))
+    where, labels = torch.arange(60), torch.randint(0, 97, (60,))
+    found = []
+    for by_products, quantum in ((False, 1), (True, 1), (True, 64), (False, 64)):
+        model = random_model().train()
+        model.by_products, model.quantum = by_products, quantum
+        loss = model(ids, where, labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for other in found[1:]:
+        for a, b in zip(other, found[0]):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    torch.manual_seed(3)
+    noise = gpt.random_noise((1000, 101), torch.device("cpu"))
+    x = gpt.drop(torch.ones(1000, 101), noise, 0.1)
+    assert abs((x == 0).float().mean() - 0.1) < 0.005 and abs(x.mean() - 1) < 0.01
+    torch.manual_seed(3)
+    assert torch.equal(noise, gpt.random_noise((1000, 101), torch.device("cpu")))
+    assert torch.equal(gpt.drop(x, noise, 0.0), x)
+
+
 def test_matrix_parameters_count_the_tied_head_once():
     per_block = 4 * 32 * 32 + 3 * 32 * 48
     assert random_model().matrix_parameters() == 97 * 32 + 2 * per_block
