@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from dataclasses import asdict, dataclass
 
@@ -336,14 +335,14 @@ class GPT(nn.Module):
 
     def enable_compile(self) -> None:
         """训练时用 torch.compile 过的块；各块共用一份编译结果，形状从第一步起就是动态的。"""
-        self._use(functools.partial(torch.compile, dynamic=True), _lean)
+        self._use(functools.partial(torch.compile, dynamic=True))
 
     def disable_compile(self) -> None:
         """逐个算子地执行。"""
-        self._use(lambda function: function, lambda function: function)
+        self._use(lambda function: function)
 
-    def _use(self, make, lean):
-        self.fast_block = make(lean(Block.before)), make(lean(Block.after))
+    def _use(self, make):
+        self.fast_block = make(Block.before), make(Block.after)
         self.fast_softmax = make(_softmax), make(_softmax_grad)
         self.fast_kernel = make(_softmax_parts)
 
@@ -362,22 +361,6 @@ class GPT(nn.Module):
     def flops_per_token(self) -> int:
         """训练一个 token 的浮点运算数：6 × 矩阵参数（注意力的 T² 部分不算）。"""
         return 6 * self.matrix_parameters()
-
-
-def _lean(function):
-    """编译时：只为反向留下矩阵乘的结果，其余逐元素的都由编译器在反向的核里顺手重算。"""
-    contexts = getattr(torch.utils.checkpoint, "create_selective_checkpoint_contexts", None)
-    if contexts is None:  # torch 2.4 以前
-        return function
-    kept = functools.partial(contexts, [torch.ops.aten.mm.default])
-    # 每次编译都提醒“重算的部分里不要有就地操作”；这里没有
-    logging.getLogger("torch._dynamo.variables.higher_order_ops").setLevel(logging.ERROR)
-
-    @functools.wraps(function)
-    def lean(*args):
-        return checkpoint(function, *args, use_reentrant=False, context_fn=kept)
-
-    return lean
 
 
 def _offset_causal_mask(start, length, device):
