@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_CPU_TOKENS = 2048  # CPU 一次算这么多 token 已经够快，再多只占内存
+
+
+def split_for(budget: int, device: str) -> int:
+    """budget 个 token 的微批次先分几份算；梯度与不分时相同。"""
+    return max(1, budget // _CPU_TOKENS) if device == "cpu" else 1
+
 
 class BatchPlan:
     """全部轮次的微批次安排。

@@ -576,13 +576,20 @@ def _predict(device, dtype, vocab, grad_checkpoint=None):
         grad_checkpoint = config.GRAD_CHECKPOINT == "on"
     return memory.predict_peak(
         planned_config(vocab),
-        config.BATCH_SIZE,
+        _rows_at_once(device),
         config.MAX_SEQ_LEN,
         dtype=dtype,
         optimizer=config.OPTIMIZER,
         grad_checkpoint=grad_checkpoint,
         device=device,
     )
+
+
+def _rows_at_once(device):
+    """一次算几行最长的诗。"""
+    from batching import split_for
+
+    return -(-config.BATCH_SIZE // split_for(config.BATCH_SIZE * config.MAX_SEQ_LEN, device))
 
 
 def check_memory() -> Findings:
@@ -846,16 +853,17 @@ def memory_report() -> int:
 
     shape = planned_config()
     dtypes = ["fp32", "bf16"] if config.DTYPE == "auto" else [config.DTYPE]
+    rows = _rows_at_once("cpu")
     print(
         f"模型 {config.GPT_BLOCKS} 层 × {config.GPT_DIM} 维，词表 {shape.vocab_size}，"
-        f"微批次 {config.BATCH_SIZE} × {config.MAX_SEQ_LEN}；在 CPU 上真的更新两次，请稍等"
+        f"一次算 {rows} × {config.MAX_SEQ_LEN} 个 token；在 CPU 上真的更新两次，请稍等"
     )
     for dtype in dtypes:
         update = memory.Update(
             shape,
-            config.BATCH_SIZE,
+            rows,
             config.MAX_SEQ_LEN,
-            config.BATCH_SIZE * config.MAX_SEQ_LEN,
+            rows * config.MAX_SEQ_LEN,
             dtype,
             config.OPTIMIZER,
             config.GRAD_CHECKPOINT == "on",

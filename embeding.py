@@ -15,10 +15,35 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.weight)  # (B, T) -> (B, T, D)
+        """(...) -> (..., D)"""
+        return _Rows.apply(self.weight, ids)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden, self.weight)  # (..., D) -> (..., V)
+
+
+class _Rows(torch.autograd.Function):
+    """取出 weight 的几行；梯度直接加进 weight.grad，不必先造一张整表大小的梯度。"""
+
+    @staticmethod
+    def forward(ctx, weight, ids):
+        ctx.weight = weight
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (ids,) = ctx.saved_tensors
+        flat = grad.flatten(0, -2).to(ctx.weight.dtype)  # (..., D) -> (N, D)
+        gradient_of(ctx.weight).index_add_(0, ids.flatten(), flat)
+        return None, None
+
+
+def gradient_of(weight: nn.Parameter) -> torch.Tensor:
+    """weight.grad；没有就从零开始。"""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 def rope_tables(head_dim: int, length: int, theta: float) -> tuple:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
-from embeding import TokenEmbedding, rope_tables, rotate
+from embeding import TokenEmbedding, gradient_of, rope_tables, rotate
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,21 @@ class GPTConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+class Scratch:
+    """反复使用的几块内存，按名字取；省得每次分配大块，把堆切碎。"""
+
+    def __init__(self) -> None:
+        self._kept = {}
+
+    def take(self, name: str, shape: tuple, dtype, device) -> torch.Tensor:
+        """名为 name 的那一块，形状为 shape；内容是上次留下的。"""
+        count = math.prod(shape)
+        flat = self._kept.get(name)
+        if flat is None or flat.numel() < count or (flat.dtype, flat.device) != (dtype, device):
+            flat = self._kept[name] = torch.empty(count, dtype=dtype, device=device)
+        return flat[:count].view(shape)
 
 
 class RMSNorm(nn.Module):
@@ -94,6 +109,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x)[: rows * length].view(rows, length, 3, self.n_head, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, hd) -> 3 × (B, H, T, hd)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q = q * self.head_dim**-0.5
         heads = q.to(v.dtype), k.to(v.dtype), v
         if size == length:
             return heads
@@ -112,84 +128,78 @@ class Sight:
     length: int  # T
     mask: torch.Tensor | None = None  # 显式的遮罩；None = 因果
     cache: KVCache | None = None
-    kernels: tuple | None = None  # 用矩阵乘来算（见 _Products）；None = SDPA
+    by_products: bool = False  # 用矩阵乘来算（见 _Products），否则用 SDPA
 
     @property
     def size(self) -> int:
         """q、k、v 的长度 S：矩阵乘要补到 16 的倍数，整块的快，形状也少。"""
-        return self.length if self.kernels is None else self.length // 16 * 16 + 16
+        return self.length // 16 * 16 + 16 if self.by_products else self.length
 
     def attend(self, layer, q, k, v):
         """(B, H, S, hd) -> (B, H, S, hd)"""
-        if self.kernels is not None:
+        if self.by_products:
             flat = (x.flatten(0, 1) for x in (q, k, v))  # (B·H, S, hd)
-            return _Products.apply(*flat, self.kernels).view_as(q)
+            return _Products.apply(*flat).view_as(q)
         causal = self.mask is None and (self.cache is None or q.size(2) > 1)
         if self.cache is not None:
             k, v = self.cache.append(layer, k, v)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=causal)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=self.mask, is_causal=causal, scale=1.0
+        )
 
 
 class _Products(torch.autograd.Function):
-    """用批量矩阵乘写出的因果注意力 softmax(q @ kᵀ / √hd) @ v；q、k、v：(G, S, hd)。
+    """用批量矩阵乘写出的因果注意力 softmax(q @ kᵀ) @ v；q（已除以 √hd）、k、v：(G, S, hd)。
 
-    CPU 上半精度的 SDPA 反向比 fp32 还慢，而半精度的批量矩阵乘快得多。前一半的行看不到后一半
-    的键，所以分两半算，省四分之一。
+    CPU 上半精度的 SDPA 反向比 fp32 还慢，而半精度的批量矩阵乘快得多。一次算 _WIDTH 行：
+    它们看不到更后面的键，不必算，省近一半。
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, kernels):
-        ctx.kernels = kernels
-        parts, saved = [], []
-        for start, end in _halves(q.size(1)):
-            weights = _weights(q, k, start, end, kernels[0])
-            parts.append(weights @ v[:, :end])  # (G, t, T) @ (G, T, hd) -> (G, t, hd)
+    def forward(ctx, q, k, v):
+        out, saved = torch.empty_like(q), []
+        for start, end in _spans(q.size(1)):
+            weights = _weights(q, k, start, end)
+            out[:, start:end] = weights @ v[:, :end]  # (G, t, T) @ (G, T, hd) -> (G, t, hd)
             saved.append(weights)
         short = q.size(1) <= _KEPT
         ctx.save_for_backward(q, k, v, *(saved if short else ()))
-        return torch.cat(parts, 1)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
         q, k, v, *saved = ctx.saved_tensors
-        softmax, softmax_grad = ctx.kernels
         grads = [torch.zeros_like(x) for x in (q, k, v)]
-        for start, end in _halves(q.size(1)):
-            weights = saved.pop(0) if saved else _weights(q, k, start, end, softmax)
+        for start, end in _spans(q.size(1)):
+            weights = saved.pop(0) if saved else _weights(q, k, start, end)
             part = grad[:, start:end]
             grads[2][:, :end] += weights.transpose(1, 2) @ part
-            scores = softmax_grad(weights, part @ v[:, :end].transpose(1, 2), q.size(2) ** -0.5)
+            scores = part @ v[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
+            torch._softmax_backward_data(scores, weights, -1, scores.dtype, grad_input=scores)
             grads[0][:, start:end] = scores @ k[:, :end]
             grads[1][:, :end] += scores.transpose(1, 2) @ q[:, start:end]
-        return (*grads, None)
+        return tuple(grads)
 
 
+_WIDTH = 128  # 一次算几行注意力
 _KEPT = 256  # 长度不超过它时，注意力的权重留给反向用；更长的占内存，反向里重算
 
 
-def _weights(q, k, start, end, softmax):
+def _weights(q, k, start, end):
     """第 start 到 end 行的注意力权重 (G, t, T)。"""
     scores = q[:, start:end] @ k[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
-    return softmax(scores, start, q.size(2) ** -0.5)
+    scores[:, :, start:] += _future(end - start, scores)
+    return torch.softmax(scores, -1, out=scores)
 
 
-def _halves(size):
+def _future(size, like):
+    """(size, size)：看不到的位置是 -inf，其余是 0。"""
+    return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu_(1)
+
+
+def _spans(size):
     """(起, 止)：这些行只看得到前“止”个键。"""
-    return (0, size // 2), (size // 2, size)
-
-
-def _softmax(scores, start, scale):
-    """(G, t, T) -> 同；第 i 行是第 start + i 个位置，看不到以后的。"""
-    rows = torch.arange(scores.size(1), device=scores.device)[:, None] + start
-    hidden = rows < torch.arange(scores.size(2), device=scores.device)
-    return (scores.float() * scale).masked_fill(hidden, -math.inf).softmax(-1).to(scores.dtype)
-
-
-def _softmax_grad(weights, grad, scale):
-    """softmax 的反向，(G, t, T) -> 同。"""
-    product = weights.float() * grad.float()
-    inner = product.sum(-1, keepdim=True)
-    return ((product - weights.float() * inner) * scale).to(weights.dtype)
+    return [(start, min(size, start + _WIDTH)) for start in range(0, size, _WIDTH)]
 
 
 class SwiGLU(nn.Module):
@@ -261,6 +271,7 @@ class GPT(nn.Module):
         self.quantum = 1  # 训练时一个微批次的 token 数补到它的倍数
         self.by_products = None  # 注意力用矩阵乘还是 SDPA；None = CPU 上半精度才用矩阵乘
         self.disable_compile()
+        self.scratch = Scratch()
         self.embed = TokenEmbedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_block))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -311,7 +322,7 @@ class GPT(nn.Module):
             on_cpu = self.cos.device.type == "cpu"
             by_products = on_cpu and common.autocast_dtype("cpu") is not None
         if by_products and cache is None:
-            return Sight(length, kernels=self.fast_softmax)
+            return Sight(length, by_products=True)
         mask = None
         if start and length > 1:
             mask = _offset_causal_mask(start, length, self.cos.device)
@@ -331,7 +342,13 @@ class GPT(nn.Module):
             return self.head(self.hidden(ids))
         hidden = self.hidden(ids)
         chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, D) -> (N, D)
-        return linear_cross_entropy(chosen, self.embed.weight, labels, kernel=self.fast_kernel)
+        return linear_cross_entropy(
+            chosen,
+            self.embed.weight,
+            labels,
+            kernel=self.fast_kernel,
+            scratch=self.scratch if self.training else None,
+        )
 
     def enable_compile(self) -> None:
         """训练时用 torch.compile 过的块；各块共用一份编译结果，形状从第一步起就是动态的。"""
@@ -343,7 +360,6 @@ class GPT(nn.Module):
 
     def _use(self, make):
         self.fast_block = make(Block.before), make(Block.after)
-        self.fast_softmax = make(_softmax), make(_softmax_grad)
         self.fast_kernel = make(_softmax_parts)
 
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
@@ -378,40 +394,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """分块算 logits、损失与梯度：梯度在前向里就算好，所以反向不必重算 logits。
 
     做法同 Liger Kernel 的 fused linear cross entropy；softmax 的分母折进行缩放，
-    每个 logit 只算一次 exp。
+    每个 logit 只算一次 exp。weight 的梯度直接加进 weight.grad。
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, rows, dtype, kernel):
+    def forward(ctx, hidden, weight, labels, sizes, dtype, kernel, scratch):
+        rows, piece = sizes
         total = hidden.new_zeros((), dtype=torch.float32)
-        matrix = weight.to(dtype)
+        take = functools.partial(scratch.take, device=weight.device)
+        matrix = take("matrix", weight.shape, dtype).copy_(weight)
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         if need:
             grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            grad_weight = take("grad", weight.shape, torch.float32).zero_()
         for start in range(0, hidden.size(0), rows):
             part = hidden[start : start + rows].to(dtype)  # (n, D)
             target = labels[start : start + rows]  # (n,)
             real, spare = len(part), -len(part) % (max(1, rows // _SIZES))
             part, target = F.pad(part, (0, 0, 0, spare)), F.pad(target, (0, spare))
-            logits = part @ matrix.t()  # (n, D) @ (D, V) -> (n, V)
-            loss, inverse = kernel(logits, target)  # 从此 logits 里是 exp
+            logits = take("logits", (len(part), len(matrix)), dtype)
+            torch.mm(part, matrix.t(), out=logits)  # (n, D) @ (D, V) -> (n, V)
+            loss, inverse = _exponentiate(logits, target, piece, kernel)  # 从此 logits 里是 exp
             total += loss[:real].sum()
             if need:
                 grad = (logits @ matrix).float() * inverse - matrix[target].float()  # (n, D)
                 grad_hidden[start : start + rows] = grad[:real]
-                _add_weight_grad(grad_weight, logits, part, inverse, target)
+                product = take("product", weight.shape, dtype)
+                _add_weight_grad(grad_weight, logits, part, inverse, target, product)
         if need:
             ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.dtypes = hidden.dtype, weight.dtype
+            ctx.dtype, ctx.weight = hidden.dtype, weight
         return total
 
     @staticmethod
     def backward(ctx, grad_output):
         grad_hidden, grad_weight = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
-        grad_hidden = grad_hidden.mul_(grad_output).to(hidden_dtype)
-        return grad_hidden, grad_weight.mul_(grad_output).to(weight_dtype), None, None, None, None
+        if ctx.needs_input_grad[1]:
+            gradient_of(ctx.weight).addcmul_(grad_weight.to(ctx.weight.dtype), grad_output)
+        return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 6)
+
+
+def _exponentiate(logits, target, piece, kernel):
+    """同 _softmax_parts，一次算 piece 行。"""
+    pairs = [kernel(*each) for each in zip(logits.split(piece), target.split(piece))]
+    losses, inverses = zip(*pairs)
+    return torch.cat(losses), torch.cat(inverses)
 
 
 def _softmax_parts(logits, target):
@@ -426,25 +453,37 @@ def _softmax_parts(logits, target):
     return loss.squeeze(1), total.reciprocal()
 
 
-def _add_weight_grad(grad_weight, expo, part, inverse, target):
-    """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part。"""
+def _add_weight_grad(grad_weight, expo, part, inverse, target, product):
+    """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part；product 放乘积。"""
     scaled = (part.float() * inverse).to(part.dtype)
     if grad_weight.dtype == expo.dtype:
         grad_weight.addmm_(expo.t(), scaled)  # (V, n) @ (n, D) -> (V, D)
     else:
-        grad_weight += expo.t() @ scaled
+        grad_weight += torch.mm(expo.t(), scaled, out=product)
     grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)
 
 
-def chunk_rows(device: str) -> int:
-    """一块算多少行：太少则每块都要加一遍输出层梯度，太多则 logits 占内存。"""
-    return 512 if device == "cpu" else 2048
+def chunk_rows(device: str) -> tuple:
+    """(一块算多少行, 其中 exp 一次算多少行)。
+
+    一块太少则每块都要加一遍输出层梯度，太多则 logits 占内存；exp 的中间结果是 fp32，
+    在 CPU 上一次算少些就留在高速缓存里。
+    """
+    return (512, 64) if device == "cpu" else (2048, 2048)
 
 
-def linear_cross_entropy(hidden, weight, labels, rows: int | None = None, kernel=_softmax_parts):
-    """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, D)，weight (V, D)，labels (N,)。"""
+def linear_cross_entropy(
+    hidden, weight, labels, sizes: tuple | None = None, kernel=_softmax_parts, scratch=None
+):
+    """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, D)，weight (V, D)，labels (N,)。
+
+    反向把 weight 的梯度加进 weight.grad，所以要用 backward()，不能用 torch.autograd.grad。
+    sizes 见 chunk_rows，默认按设备。给了 scratch 就用它的内存；再用它之前要先反向，否则反向报错。
+    """
     device = hidden.device.type
     dtype = common.autocast_dtype(device) or hidden.dtype
-    rows = rows or chunk_rows(device)
+    sizes = sizes or chunk_rows(device)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, labels, rows, dtype, kernel)
+        return _LinearCrossEntropy.apply(
+            hidden, weight, labels, sizes, dtype, kernel, scratch or Scratch()
+        )

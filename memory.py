@@ -51,7 +51,7 @@ class Update:
     @property
     def chunk(self) -> int:
         """交叉熵每块的行数，与 gpt.linear_cross_entropy 相同。"""
-        return min(self.trained, gpt.chunk_rows(self.device))
+        return min(self.trained, gpt.chunk_rows(self.device)[0])
 
 
 def predict_peak(
@@ -191,7 +191,13 @@ def _one_micro_batch(model, update, half):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         hidden = model.hidden(ids)
         chosen = hidden.flatten(0, 1).index_select(0, where)
-        loss = gpt.linear_cross_entropy(chosen, model.embed.weight, where, rows=chunk)
+        loss = gpt.linear_cross_entropy(
+            chosen,
+            model.embed.weight,
+            where,
+            sizes=(chunk, gpt.chunk_rows(update.device)[1]),
+            scratch=model.scratch,
+        )
     (loss * 1.0).backward()
 
 

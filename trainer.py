@@ -29,12 +29,12 @@ import ranks as distributed
 import runlog
 import scoring
 import warmstart
-from batching import BatchPlan, Prefetcher, assemble
+from batching import BatchPlan, Prefetcher, assemble, split_for
 from common import UserError
 from gpt import GPT, GPTConfig
 
 SAMPLE_QUESTION = "一只鸟在想方向"
-_STEPS_OF_SHAPE = 16  # 微批次的 token 数补到 budget 的这么多分之一的倍数
+_STEPS_OF_SHAPE = 16  # 一份的 token 数补到最大的一份的这么多分之一的倍数
 
 
 @dataclass(frozen=True)
@@ -231,13 +231,13 @@ class Run:
         torch.manual_seed(self.settings.seed)
         self.model = GPT(self.config).to(self.device)
         self.model.grad_checkpoint = self.settings.grad_checkpoint == "on"
-        self.model.quantum = max(1, self.settings.budget // _STEPS_OF_SHAPE)
+        self.split = split_for(self.settings.budget, self.device.type)
+        self.model.quantum = max(1, self.settings.budget // self.split // _STEPS_OF_SHAPE)
         self.optimizers = self._new_optimizers()
         self.scale = LossScale(enabled=self.dtype == torch.float16)
         self.position = {"update": 0, "tokens": 0, "seconds": 0.0, "bad": 0, "skipped": 0}
         self.position["pending"] = None  # 更新已做、边界上的事（验证、写诗、记录）还没做完的那一行
         self.best = {"val_bpc": math.inf, "iter": 0, "stale": 0}
-        self.split = 1
         self.warm_seconds = 0.0
         if saved is not None:
             self._restore(saved)
@@ -439,7 +439,7 @@ class Run:
         """先编译一次；auto 时失败就退回普通执行。"""
         batch = self._batch(self.position["update"] * self.settings.accum_steps)
         try:
-            for part in batch.parts(1):
+            for part in batch.parts(self.split):
                 self._backward(part, 1.0, seed=0)
         except Exception as error:
             if self.settings.compile == "on" or is_out_of_memory(error):
@@ -891,7 +891,7 @@ class Run:
         s = self.settings
         return memory.predict_peak(
             self.config,
-            s.batch_size,
+            -(-s.batch_size // self.split),
             s.max_seq_len,
             dtype=common.dtype_name(self.dtype),
             optimizer=s.optimizer,

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
 SMALL = {
     "MAX_SEQ_LEN": 64,
+    "SEED": 1,
     "GPT_DIM": 32,
     "GPT_HEAD": 2,
     "GPT_FF": 64,

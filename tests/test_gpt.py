@@ -110,7 +110,7 @@ def test_fused_cross_entropy_equals_torch(rows):
     hidden, weight = torch.randn(50, 16), torch.randn(97, 16) * 3
     labels = torch.randint(0, 97, (50,))
     ours = loss_and_gradients(
-        lambda h, w: linear_cross_entropy(h, w, labels, rows=rows), hidden, weight
+        lambda h, w: linear_cross_entropy(h, w, labels, (rows, 5)), hidden, weight
     )
     plain = loss_and_gradients(
         lambda h, w: F.cross_entropy(h @ w.t(), labels, reduction="sum"), hidden, weight
@@ -156,7 +156,7 @@ def test_attention_by_products_equals_sdpa(length):
     """前向与 q、k、v 的梯度都与 PyTorch 的注意力一致；300 会在反向里重算权重。"""
     torch.manual_seed(0)
     q, k, v, grad = torch.randn(4, 2, 3, length, 8).unbind(0)
-    size = gpt.Sight(length, kernels=(gpt._softmax, gpt._softmax_grad)).size
+    size = gpt.Sight(length, by_products=True).size
     assert size > length and size % 16 == 0
 
     def run(attend):
@@ -165,9 +165,9 @@ def test_attention_by_products_equals_sdpa(length):
         return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
 
     def ours(*heads):
-        padded = (F.pad(x, (0, 0, 0, size - length)) for x in heads)
-        sight = gpt.Sight(length, kernels=(gpt._softmax, gpt._softmax_grad))
-        return sight.attend(0, *padded)[:, :, :length]
+        q, k, v = (F.pad(x, (0, 0, 0, size - length)) for x in heads)
+        sight = gpt.Sight(length, by_products=True)
+        return sight.attend(0, q * q.size(-1) ** -0.5, k, v)[:, :, :length]
 
     plain = run(lambda *heads: F.scaled_dot_product_attention(*heads, is_causal=True))
     for a, b in zip(run(ours), plain):
