@@ -47,12 +47,24 @@ def keep_memory() -> None:
     """
     for name in _KERNEL_CACHES:
         os.environ.setdefault(name, "64")
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl 没有
+    mallopt = _glibc("mallopt")
     if mallopt is not None:
         for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
             mallopt(option, 1 << 30)
+
+
+def give_back_memory() -> None:
+    """把释放了的内存还给系统：keep_memory 之后，用过一次大块内存的准备工作做完时调用。"""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name):
+    """glibc 的函数；别的系统、musl 没有，是 None。"""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def progress(total, desc: str, unit: str = "首", **options):

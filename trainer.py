@@ -352,6 +352,7 @@ class Run:
         if table is not None:
             self.model.embed.weight.data.copy_(table)
             self.model.norm.weight.data.copy_(weight)
+        common.give_back_memory()
         self.warm_seconds = self.position["seconds"] = self._now() - began
 
     def _refuse_changes(self, saved):

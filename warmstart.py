@@ -39,6 +39,7 @@ def embedding(tokens, mask, vocab_size: int, dim: int, seed: int) -> tuple:
     log_p = torch.from_numpy(np.log(counts / counts.sum()))  # (V,)
     generator = torch.Generator().manual_seed(seed)
     matrix = _mutual_information(before, after, vocab_size)
+    del before, after  # 上亿字节，后面用不到了
     values, vectors = _eigen(matrix, min(dim - 1, vocab_size), generator)
     rows = torch.zeros(vocab_size, dim - 1, dtype=torch.float64)
     rows[:, : len(values)] = vectors * values.abs() ** POWER
@@ -83,16 +84,20 @@ def _eigen(matrix, count, generator):
     """
     size = matrix.size(0)
     block = torch.randn(size, min(_BLOCK, size), dtype=torch.float64, generator=generator)
-    basis = torch.empty(size, 0, dtype=torch.float64)
-    images = torch.empty_like(basis)
-    while basis.size(1) < min(size, _KRYLOV * count):
+    most = min(size, -(-_KRYLOV * count // _BLOCK) * _BLOCK)
+    basis = torch.empty(size, most, dtype=torch.float64)
+    small = torch.empty(most, most, dtype=torch.float64)  # basisᵀ @ matrix @ basis
+    done = 0
+    while done < most:
         for _ in range(2):  # 减两遍，正交到舍入误差
-            block = block - basis @ (basis.t() @ block)
-        block = torch.linalg.qr(block[:, : size - basis.size(1)]).Q  # (V, block)
-        basis = torch.cat((basis, block), dim=1)  # (V, 已有的 + block)
+            block = block - basis[:, :done] @ (basis[:, :done].t() @ block)
+        block = torch.linalg.qr(block[:, : most - done]).Q  # (V, block)
+        end = done + block.size(1)
+        basis[:, done:end] = block
         block = matrix @ block
-        images = torch.cat((images, block), dim=1)
-    small = basis.t() @ images
+        small[:end, done:end] = basis[:, :end].t() @ block
+        small[done:end, :done] = small[:done, done:end].t()  # matrix 是对称的
+        done = end
     values, vectors = torch.linalg.eigh((small + small.t()) / 2)
     chosen = values.abs().argsort(descending=True)[:count]
     vectors = basis @ vectors[:, chosen]  # (V, count)

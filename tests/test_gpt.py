@@ -133,6 +133,30 @@ def test_fused_cross_entropy_under_autocast(dtype):
         assert (a - b).norm() < 0.03 * b.norm() and a.dtype == torch.float32
 
 
+def test_tied_gradient_equals_torch_over_two_micro_batches():
+    """词嵌入既在输入又在输出：两个微批次累积的梯度，与全由 autograd 算的一样。"""
+    ours, plain = random_model().train(), random_model().train()
+    for _ in range(2):
+        ids, labels = torch.randint(0, 97, (2, 3, 10)).unbind(0)
+        (ours(ids, torch.arange(30), labels.flatten()) * 0.5).backward()
+        table = plain.embed.weight
+        plain.embed.forward = lambda places: F.embedding(places, plain.embed.weight)
+        logits = F.linear(plain.hidden(ids), table)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        (loss * 0.5).backward()
+    for a, b in zip(ours.parameters(), plain.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_second_forward_before_backward_is_noticed():
+    """交叉熵的内存是反复用的：没反向就再来一次前向，反向会报错，而不是给出错的梯度。"""
+    model = random_model().train()
+    ids, where = torch.randint(0, 97, (2, 10)), torch.arange(20)
+    first, _ = (model(ids, where, ids.flatten()) for _ in range(2))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
 def test_training_forward_scores_only_the_chosen_places():
     model = random_model()
     ids = torch.randint(0, 97, (3, 10))
@@ -151,7 +175,7 @@ def test_cached_steps_equal_one_pass():
         assert torch.allclose(torch.cat(steps, 1), model.hidden(ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 15, 16, 33, 300])
+@pytest.mark.parametrize("length", [1, 15, 16, 33, 200, 300])
 def test_attention_by_products_equals_sdpa(length):
     """前向与 q、k、v 的梯度都与 PyTorch 的注意力一致；300 会在反向里重算权重。"""
     torch.manual_seed(0)

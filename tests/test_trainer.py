@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+import batching
 import checkpoint
 import common
 import dataset
@@ -265,6 +266,19 @@ def test_out_of_memory_splits_rows_with_the_same_gradient(tmp_path, data, monkey
     out_of_memory_above(monkeypatch, 2)
     trainer.train(values(parts, **options))
     assert "梯度不变" in capsys.readouterr().out
+    a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
+    for name in a:
+        assert torch.linalg.norm(a[name] - b[name]) <= 1e-5 * torch.linalg.norm(a[name]), name
+
+
+def test_big_micro_batches_are_computed_in_parts_on_the_cpu(tmp_path, data, monkeypatch):
+    options = {"TRAIN_ITER": 6, "DROPOUT": 0.0, "BATCH_SIZE": 8}
+    whole, parts = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "parts", data)
+    trainer.train(values(whole, **options))
+    monkeypatch.setattr(batching, "_CPU_TOKENS", 100)
+    run = trainer.Run(values(parts, **options), Ranks())
+    assert run.split > 1
+    run.fit()
     a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
     for name in a:
         assert torch.linalg.norm(a[name] - b[name]) <= 1e-5 * torch.linalg.norm(a[name]), name
