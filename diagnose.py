@@ -645,7 +645,7 @@ def _check_ram(vocab):
         return
     text += f"，可用内存 {memory.pretty(free)}"
     if peak * 1.7 > free:  # glibc 的堆会多占约六成
-        yield Finding(WARN, "内存", text, "减小 BATCH_SIZE，或 --GRAD_CHECKPOINT=on")
+        yield Finding(WARN, "内存", text, "--GRAD_CHECKPOINT=on，或减小 GPT_DIM、GPT_BLOCKS")
     else:
         yield Finding(OK, "内存", text)
 

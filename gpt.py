@@ -169,16 +169,16 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, *saved = ctx.saved_tensors
-        grads = [torch.zeros_like(x) for x in (q, k, v)]
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for start, end in _spans(q.size(1)):
             weights = saved.pop(0) if saved else _weights(q, k, start, end)
             part = grad[:, start:end]
-            grads[2][:, :end] += weights.transpose(1, 2) @ part
+            grad_v[:, :end] += weights.transpose(1, 2) @ part
             scores = part @ v[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
             torch._softmax_backward_data(scores, weights, -1, scores.dtype, grad_input=scores)
-            grads[0][:, start:end] = scores @ k[:, :end]
-            grads[1][:, :end] += scores.transpose(1, 2) @ q[:, start:end]
-        return tuple(grads)
+            grad_q[:, start:end] = scores @ k[:, :end]
+            grad_k[:, :end] += scores.transpose(1, 2) @ q[:, start:end]
+        return grad_q, grad_k, grad_v
 
 
 _WIDTH = 128  # 一次算几行注意力
