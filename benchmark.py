@@ -57,7 +57,7 @@ def generate() -> dict:
     """写诗的速度，与 transformers 并排。"""
     import torch
 
-    from decode import half_problem
+    from writing.decoder import half_problem
 
     device = common.pick_device(config.DEVICE)
     model = random_model(device)
@@ -120,8 +120,8 @@ def random_model(device):
 
 def our_runner(model, device, half: bool = False):
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
-    import engine
-    import sample
+    from writing import engine
+    from writing import sample
 
     poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
     prompt = list(range(100, 100 + PROMPT_TOKENS))
@@ -142,7 +142,7 @@ def int8_runner(model):
     import torch
 
     import checkpoint
-    import int8
+    from kernels import int8
 
     if int8.fast_problem():
         print(f"int8：{int8.fast_problem()}", file=sys.stderr)
@@ -267,10 +267,10 @@ def show_generate(result: dict) -> None:
 
 def timed_run(values: dict, seconds: float, quiet: bool = False):
     """按秒数训练的一次训练：学习率随用掉的时间走，不写记录也不存检查点，只训练。"""
-    import trainer
-    from ranks import Ranks
+    from training import loop
+    from training.distributed import Ranks
 
-    class TimedRun(trainer.Run):
+    class TimedRun(loop.Run):
         def _is_over(self):
             return self.position["seconds"] >= seconds
 

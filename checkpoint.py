@@ -198,7 +198,7 @@ def rebuild(state: dict, device: str = "cpu") -> tuple:
             f"模型却是 {config.vocab_size} 个；这个文件不能用。"
         )
     if state.get("quantized"):
-        import int8
+        from kernels import int8
 
         model = int8.build(config, state, device)
     else:

@@ -22,10 +22,10 @@ import numpy as np
 
 import common
 import config
-import dedup
-import mend
-import records
-import sources
+from poems import dedup
+from poems import mend
+from poems import records
+from poems import sources
 
 OUTPUT = "all_poems.json"
 ORIGINAL = "all_poems.raw.json"

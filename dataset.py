@@ -23,9 +23,9 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 import common
-import dedup
-import prompt
-import records
+from poems import dedup
+from poems import wording
+from poems import records
 
 MAGIC = b"POEMDATA"
 VERSION = 1
@@ -201,7 +201,7 @@ class _Survey:
             for text in (poem["title"], poem["author"]):
                 self.names.write(text.encode("utf-8", "replace"))
                 self.offsets.append(self.names.tell())
-        forms = [dedup.normal_form(prompt.body(poem)) for poem in poems]
+        forms = [dedup.normal_form(wording.body(poem)) for poem in poems]
         self.signatures.append(dedup.signature(forms))
         self.count += len(poems)
 
@@ -245,12 +245,12 @@ class _Writer:
 
     def __init__(self, tok, settings, folder):
         self.tok, self.settings = tok, settings
-        self.chat = prompt.ChatFormat(tok)
+        self.chat = wording.ChatFormat(tok)
         self.dtype = np.dtype("uint16" if tok.vocab_size <= 1 << 16 else "uint32")
         self.starts = _char_starts(tok)
         self.sides = [_Split(folder), _Split(folder)]
         self.seen = 0
-        self.kind_counts = dict.fromkeys(prompt.KINDS, 0)
+        self.kind_counts = dict.fromkeys(wording.KINDS, 0)
         self.examples, self.empty, self.split_poems = {}, 0, 0
 
     def close(self):
@@ -267,7 +267,7 @@ class _Writer:
             for poems in batches:
                 asks = self._asks(poems, val)
                 texts = [text for *_, text in asks]
-                texts += [prompt.question_text(words) for ask in asks for _, words in ask[2]]
+                texts += [wording.question_text(words) for ask in asks for _, words in ask[2]]
                 encoding = pool.submit(self.tok.encode_batch, texts)
                 if waiting is not None:
                     yield self._assemble(*waiting)
@@ -280,7 +280,7 @@ class _Writer:
         asks = []
         for poem in poems:
             is_val = bool(val[self.seen])
-            asks.append((self.seen, is_val, self._prompts(poem, is_val), prompt.body(poem)))
+            asks.append((self.seen, is_val, self._prompts(poem, is_val), wording.body(poem)))
             self.seen += 1
         return asks
 
@@ -302,7 +302,7 @@ class _Writer:
         if is_val or not shares:
             return [("title", poem["title"])]
         rng = random.Random(f"{self.settings['seed']} {self.seen}")
-        return prompt.choose_prompts(poem, shares, self.settings["prompts_per_poem"], rng)
+        return wording.choose_prompts(poem, shares, self.settings["prompts_per_poem"], rng)
 
     def _write(self, side, poem_id, kind, words, asked, answer):
         parts = self.chat.documents(words, asked, answer, self.settings["max_seq_len"])
@@ -314,7 +314,7 @@ class _Writer:
             side.mask.write(bytes(mask))
             side.lengths.append(len(ids))
             chars = int(self.starts[ids_array[len(ids) - trained :]].sum())
-            row = (poem_id, chars, trained, prompt.KINDS.index(kind), whole)
+            row = (poem_id, chars, trained, wording.KINDS.index(kind), whole)
             for name, value in zip(_DOCUMENT_ARRAYS, row):
                 side.numbers[name].append(value)
         self.split_poems += len(parts) > 1
@@ -345,7 +345,7 @@ class _Writer:
 
     def _header(self, survey, offsets):
         train, val = self.sides
-        kinds = [kind for kind in prompt.KINDS if self.kind_counts[kind]]
+        kinds = [kind for kind in wording.KINDS if self.kind_counts[kind]]
         return {
             "vocab_size": self.tok.vocab_size,
             "n_poems": survey.count,
@@ -355,7 +355,7 @@ class _Writer:
             "val_poems": val.poems,
             "train_tokens": int(offsets[len(train.lengths)]),
             "val_tokens": int(offsets[-1] - offsets[len(train.lengths)]),
-            "all_kinds": list(prompt.KINDS),
+            "all_kinds": list(wording.KINDS),
             "prompt_kinds": {kind: self.kind_counts[kind] for kind in kinds},
             **self.settings,
             "tokenizer": self.tok.to_json(),

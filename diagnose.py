@@ -174,7 +174,7 @@ def check_cuda() -> Findings:
     """PyTorch 与 CUDA：驱动、构建、显卡是否配得上。"""
     import torch
 
-    import bootstrap
+    from support import bootstrap
 
     driver = bootstrap.driver_cuda()
     built = torch.version.cuda
@@ -197,7 +197,7 @@ def check_cuda() -> Findings:
 
 def cuda_install(driver: tuple) -> str:
     """与驱动配得上的 PyTorch 的安装命令。"""
-    import bootstrap
+    from support import bootstrap
 
     index = bootstrap.TORCH_INDEX + bootstrap.cuda_build(driver)
     return (
@@ -306,7 +306,7 @@ def check_console() -> Findings:
 
 def check_raw_data() -> Findings:
     """原始数据：RAW_DATA 在不在，有几个文件。"""
-    import sources
+    from poems import sources
 
     found = common.find_input(config.RAW_DATA, config.WORK_DIR)
     files = sources.find_files(found)[0] if found else []
@@ -515,9 +515,9 @@ def _checkpoint_text(state, tok):
 def _resume_problems(state, data_path):
     """现在的配置与数据能不能接着 checkpoint.bin 训练。"""
     import dataset
-    import trainer
+    from training import loop
 
-    names = [name.upper() for name in trainer.FIXED]
+    names = [name.upper() for name in loop.FIXED]
     saved, now = state["config"], config.values()
     changed = [
         f"{name} 是 {saved[name]}，现在 {now[name]}"
@@ -570,7 +570,7 @@ def _vocab_size():
 
 
 def _predict(device, dtype, vocab, grad_checkpoint=None):
-    import memory
+    from training import memory
 
     if grad_checkpoint is None:
         grad_checkpoint = config.GRAD_CHECKPOINT == "on"
@@ -587,7 +587,7 @@ def _predict(device, dtype, vocab, grad_checkpoint=None):
 
 def _rows_at_once(device):
     """一次算几行最长的诗。"""
-    from batching import split_for
+    from training.batching import split_for
 
     return -(-config.BATCH_SIZE // split_for(config.BATCH_SIZE * config.MAX_SEQ_LEN, device))
 
@@ -596,7 +596,7 @@ def check_memory() -> Findings:
     """训练内存：预计的峰值放不放得下。"""
     import torch
 
-    import memory
+    from training import memory
 
     vocab = _vocab_size()
     gib, card = CARD_GIB, f"{CARD_GIB} GB 的显卡"
@@ -620,7 +620,7 @@ def check_memory() -> Findings:
 
 def _smaller(dtype, vocab, gib):
     """放不下时的改法；先看梯度检查点够不够。"""
-    import memory
+    from training import memory
 
     if config.GRAD_CHECKPOINT == "off":
         less = _predict("cuda", dtype, vocab, grad_checkpoint=True)
@@ -634,7 +634,7 @@ def _smaller(dtype, vocab, gib):
 
 
 def _check_ram(vocab):
-    import memory
+    from training import memory
 
     dtype = common.dtype_name(common.pick_dtype(config.DTYPE, common.pick_device("cpu")))
     peak = _predict("cpu", dtype, vocab)
@@ -733,14 +733,14 @@ def overview() -> int:
 def poem_texts() -> list[str]:
     """WORK_DIR 的诗集（没有就用自带样例）里均匀取出的题目与正文。"""
     import dataset
-    import prompt
+    from poems import wording
 
     path = Path(config.WORK_DIR) / "all_poems.json"
     if not path.exists():
         path = Path(__file__).resolve().parent / "sample_poems.json"
     every = path.stat().st_size // _REPORT_BYTES + 1
     poems = itertools.islice(dataset.iter_poems(path), 0, None, every)
-    texts = [text for poem in poems for text in (poem["title"], prompt.body(poem))]
+    texts = [text for poem in poems for text in (poem["title"], wording.body(poem))]
     share = f"，每 {every} 首取 1 首" if every > 1 else ""
     print(f"文字：{path}{share}，{len(texts) // 2:,} 首，{sum(map(len, texts)):,} 字")
     return texts
@@ -849,7 +849,7 @@ def _print_two_files(first, second, texts):
 
 def memory_report() -> int:
     """预测与实测对照（CPU，不编译）。"""
-    import memory
+    from training import memory
 
     shape = planned_config()
     dtypes = ["fp32", "bf16"] if config.DTYPE == "auto" else [config.DTYPE]

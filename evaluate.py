@@ -19,10 +19,10 @@ import checkpoint
 import common
 import config
 import dataset
-import engine
-import originality
-import prompt
-import scoring
+from writing import engine
+from writing import originality
+from poems import wording
+from training import validation
 from common import UserError
 
 SAMPLES = 32  # 写几首来看
@@ -69,9 +69,9 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
 
 def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
     """模型对这些诗的 bits_per_char、perplexity（每 token）、poems、skipped、chars、tokens。"""
-    chat, limit = prompt.ChatFormat(tok), model.config.max_seq_len
-    bodies = [prompt.body(poem) for poem in poems]
-    questions = tok.encode_batch([prompt.question_text(poem["title"]) for poem in poems])
+    chat, limit = wording.ChatFormat(tok), model.config.max_seq_len
+    bodies = [wording.body(poem) for poem in poems]
+    questions = tok.encode_batch([wording.question_text(poem["title"]) for poem in poems])
     documents, chars = [], 0
     for text, question, answer in zip(bodies, questions, tok.encode_batch(bodies)):
         prefix = chat.prefix(question)
@@ -84,10 +84,10 @@ def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
     longest = max(len(ids) for ids, _ in documents)
     budget = max(longest, min(8 * limit, 4096))
     arrays = [tuple(map(_array, pair)) for pair in documents]
-    nats = scoring.document_nats(model, arrays, budget=budget, device=device, dtype=dtype)
+    nats = validation.document_nats(model, arrays, budget=budget, device=device, dtype=dtype)
     total, tokens = float(nats.sum()), sum(sum(mask) for _, mask in documents)
     return {
-        "bits_per_char": scoring.bits(total) / chars,
+        "bits_per_char": validation.bits(total) / chars,
         "perplexity": math.exp(min(700.0, total / tokens)),
         "poems": len(documents),
         "skipped": len(poems) - len(documents),
@@ -127,7 +127,7 @@ def write_poems(poet, titles: list, seed: int, **options) -> tuple:
 
 def shape_of(texts: list) -> dict:
     """一组诗的样子：distinct-1/2、重复行、行数、行长（字）。"""
-    lines = [prompt.verse_lines(text) for text in texts]
+    lines = [wording.verse_lines(text) for text in texts]
     count = sum(map(len, lines))
     repeated = sum(len(part) - len(set(part)) for part in lines)
     lengths = [len(line) for part in lines for line in part]
@@ -262,7 +262,7 @@ def main() -> None:
         )
         for path in paths
     ]
-    real = shape_of([prompt.body(poem) for poem in poems])
+    real = shape_of([wording.body(poem) for poem in poems])
     print(table(results, real))
     summary = {**results[0], "data": source, "validation": real}
     if len(results) > 1:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, trainers
 
 import common
 import config
-import records
+from poems import records
 import tokenizer
 from tokenizer import BPETokenizer, HFTokenizer
 

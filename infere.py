@@ -17,7 +17,7 @@ from common import UserError
 def __getattr__(name):
     """Poet、Engine 在 engine.py 里；用到时才导入它（和 PyTorch）。"""
     if name in ("Poet", "Engine"):
-        import engine
+        from writing import engine
 
         return getattr(engine, name)
     raise AttributeError(f"module 'infere' has no attribute {name!r}")
@@ -100,14 +100,14 @@ def _gather(given):
 
 
 def _poet(checkpoint=None):
-    import engine
+    from writing import engine
 
     given = config.CHECKPOINT if checkpoint is None else str(checkpoint)
     return engine.Poet.load(given, config.WORK_DIR, config.DEVICE, config.DTYPE)
 
 
 def _request(poet, question, options, n):
-    import engine
+    from writing import engine
 
     n = engine.check_value("n", n)
     request = poet.request(question, **options)
@@ -126,7 +126,7 @@ def _quality(text, row):
 def _copy_index(wanted):
     if not wanted:
         return None
-    import originality
+    from writing import originality
 
     return originality.load(config.WORK_DIR)
 
@@ -303,7 +303,7 @@ def _convert(name, option, kind, value):
     if option == "check_copy":
         raise UserError("/查抄 后面写 是 或 否")
     if option == "rhyme":
-        import rhyme
+        from writing import rhyme
 
         rhyme.target(value)
     if kind is str:
@@ -313,7 +313,7 @@ def _convert(name, option, kind, value):
     except ValueError:
         want = "整数" if kind is int else "数"
         raise UserError(f"/{name} 后面应当是{want}，收到的是 {value!r}") from None
-    import engine
+    from writing import engine
 
     return engine.check_value(option, number)
 

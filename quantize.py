@@ -11,7 +11,7 @@ from pathlib import Path
 import checkpoint
 import common
 import config
-import int8
+from kernels import int8
 from common import UserError
 
 NAME = "model_int8.bin"

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import bootstrap
+from support import bootstrap
 import common
 
 ROOT = Path(__file__).resolve().parent
@@ -75,17 +75,17 @@ def run_script(name: str) -> None:
 def validation_at_start() -> float:
     """还没训练时的验证比特/字。"""
     import config
-    import trainer
-    from ranks import Ranks
+    from training import loop
+    from training.distributed import Ranks
 
     config.load(__doc__, argv=[*overrides(), "--RESUME=off"])
-    return trainer.Run(config.values(), Ranks()).validation_bpc()
+    return loop.Run(config.values(), Ranks()).validation_bpc()
 
 
 def write_poem() -> tuple:
     """(诗, 是否自己收尾)：写几首，取第一首自己收尾、有几行、又不照抄提示的一首。"""
     import config
-    from engine import Poet
+    from writing.engine import Poet
 
     config.load(__doc__, argv=overrides())
     poet = Poet.load(work_dir=str(OUT), device="cpu")

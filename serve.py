@@ -27,11 +27,11 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import chat_api
+from web import chat_api
 import common
 import config
-import live
-from chat_api import ApiError
+from web import live
+from web.chat_api import ApiError
 
 MAX_BODY = 1 << 20  # 请求体最多多少字节
 BODY_SECONDS = 30  # 请求体最多等多久
@@ -483,7 +483,7 @@ def main() -> None:
 
 
 def _load_engine():
-    import engine
+    from writing import engine
 
     poet = engine.Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE, config.DTYPE)
     return engine.Engine(poet, max_rows=min(MAX_ROWS, config.MAX_CONCURRENT))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import common
 import config
-import prompt
+from poems import wording
 import train_dataset_one
 
 
@@ -15,10 +15,10 @@ def print_kinds(counts: dict, examples: dict) -> None:
     """打印各种提示词的条数、占比与一个例子。"""
     total = max(sum(counts.values()), 1)
     print(f"\n{'种类':<22}{'条数':>8}{'占比':>7}  例子")
-    for kind in prompt.KINDS:
+    for kind in wording.KINDS:
         if not counts[kind]:
             continue
-        name = f"{kind}（{prompt.KIND_NAMES[kind]}）"
+        name = f"{kind}（{wording.KIND_NAMES[kind]}）"
         pad = 24 - sum(2 if ord(char) > 255 else 1 for char in name)
         example = examples[kind].replace("\n", " ")
         shown = example if len(example) <= 40 else example[:39] + "…"
@@ -27,7 +27,7 @@ def print_kinds(counts: dict, examples: dict) -> None:
 
 def main() -> None:
     config.load(__doc__)
-    shares = prompt.parse_shares(config.PROMPT_SHARES)
+    shares = wording.parse_shares(config.PROMPT_SHARES)
     report = train_dataset_one.build(shares, config.PROMPTS_PER_POEM)
     print_kinds(report["kinds"], report["examples"])
 

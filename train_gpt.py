@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import common
 import config
-import trainer
+from training import loop
 
 
 def main() -> int:
     config.load(__doc__)
-    return trainer.exit_code(trainer.train(config.values()))
+    return loop.exit_code(loop.train(config.values()))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ import sys
 
 import common
 import config
-import ranks
-import trainer
+from training import distributed
+from training import loop
 
 
 def main() -> int:
-    with ranks.one_voice():
-        config.load(__doc__, argv=ranks.drop_launcher_arguments(sys.argv[1:]))
+    with distributed.one_voice():
+        config.load(__doc__, argv=distributed.drop_launcher_arguments(sys.argv[1:]))
     try:
-        return trainer.exit_code(trainer.train(config.values()))
-    except ranks.Told:
-        ranks.wait_to_be_ended()
+        return loop.exit_code(loop.train(config.values()))
+    except distributed.Told:
+        distributed.wait_to_be_ended()
         return 1
 
 

@@ -17,22 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import config
-import ranks
-import runlog
-import trainer
+from training import distributed
+from training import runlog
+from training import loop
 
 
 def train(case: dict, rank: int = 0) -> dict:
     """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
-    kept = common.measure_peak, runlog.draw, trainer.Run.sample_poem
+    kept = common.measure_peak, runlog.draw, loop.Run.sample_poem
     common.measure_peak = lambda *_: 1e9
     runlog.draw = lambda *_: False
-    trainer.Run.sample_poem = lambda *_, **__: "诗"
+    loop.Run.sample_poem = lambda *_, **__: "诗"
     if "port" in case:
         os.environ["MASTER_PORT"] = str(case["port"])
     values = {**config.values(), **case["values"], **case.get("rank_values", {}).get(str(rank), {})}
     values["WORK_DIR"] = os.environ.get("DDP_WORK_DIR", values["WORK_DIR"])
-    real_update = trainer.Run._update
+    real_update = loop.Run._update
 
     def update(self, number):
         time.sleep(case.get("pause", 0.0))
@@ -40,16 +40,16 @@ def train(case: dict, rank: int = 0) -> dict:
             _trouble(case, number, self)
         return real_update(self, number)
 
-    trainer.Run._update = update
+    loop.Run._update = update
     try:
-        return {"result": trainer.train(values)}
+        return {"result": loop.train(values)}
     except common.UserError as error:
         return {"refused": str(error), "kind": type(error).__name__}
-    except ranks.Told:
+    except distributed.Told:
         return {"told": True}
     finally:
-        trainer.Run._update = real_update
-        common.measure_peak, runlog.draw, trainer.Run.sample_poem = kept
+        loop.Run._update = real_update
+        common.measure_peak, runlog.draw, loop.Run.sample_poem = kept
 
 
 def _trouble(case, number, run):

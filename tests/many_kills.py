@@ -20,8 +20,8 @@ from pathlib import Path
 
 import checkpoint
 import common
-import runlog
-from tests import training
+from training import runlog
+from tests import small_run
 
 UPDATES = 1500
 CHANGES = {"ACCUM_STEPS": 1, "TRAIN_ITER": UPDATES, "SAVE_EVERY": 4, "EVAL_EVERY": 40}
@@ -45,8 +45,8 @@ def main() -> None:
 
 def drill(folder: Path, kills: int, rng: random.Random) -> dict:
     """杀 kills 次再练完，返回统计与不同之处。"""
-    data = training.build_data(folder)
-    calm, harried = (training.work_dir(folder / name, data) for name in ("calm", "harried"))
+    data = small_run.build_data(folder)
+    calm, harried = (small_run.work_dir(folder / name, data) for name in ("calm", "harried"))
     launch(calm).wait()
     aims = {"save": 0, "start": 0, "train": 0}
     with common.progress(kills, "杀死", "次") as bar:
@@ -73,10 +73,10 @@ def drill(folder: Path, kills: int, rng: random.Random) -> dict:
 
 def launch(folder: Path) -> subprocess.Popen:
     """在 folder 里开始（或接着）那次训练。"""
-    values = training.values(folder, **CHANGES)
+    values = small_run.values(folder, **CHANGES)
     path = folder / "values.json"
     path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    command = [sys.executable, str(training.ROOT / "tests/training_worker.py"), str(path), "none"]
+    command = [sys.executable, str(small_run.ROOT / "tests/training_worker.py"), str(path), "none"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

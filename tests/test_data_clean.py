@@ -13,8 +13,8 @@ import pytest
 
 import common
 import data_clean
-import mend
-import sources
+from poems import mend
+from poems import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARS = [chr(code) for code in range(0x4E00, 0x4E00 + 600)]

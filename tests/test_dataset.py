@@ -16,7 +16,7 @@ import pytest
 import common
 import config
 import dataset
-import prompt
+from poems import wording
 import tokenizer
 from tests import tiny_tokenizer
 
@@ -64,7 +64,7 @@ def poems():
 
 @pytest.fixture(scope="module")
 def tok(poems):
-    texts = [prompt.body(poem) for poem in poems]
+    texts = [wording.body(poem) for poem in poems]
     return tiny_tokenizer.train([*texts, "user\nassistant\n写一首诗，题目是《》"], 500)
 
 
@@ -73,7 +73,7 @@ def source(poems, tmp_path_factory):
     return write_poems(tmp_path_factory.mktemp("poems") / "all_poems.json", poems)
 
 
-SHARES = dict.fromkeys(prompt.KINDS, 1.0)
+SHARES = dict.fromkeys(wording.KINDS, 1.0)
 
 
 def build(source, tok, out, **options):
@@ -101,7 +101,7 @@ def mixed(source, tok, tmp_path_factory):
 
 
 def test_documents_equal_the_prompt_module(one, poems, tok):
-    """每篇文档与 prompt.documents 直接算出来的逐个相同，一首不漏。"""
+    """每篇文档与 wording.documents 直接算出来的逐个相同，一首不漏。"""
     seen = {}
     for split in ("train", "val"):
         for ids, mask, poem_id in one.documents(split):
@@ -109,21 +109,21 @@ def test_documents_equal_the_prompt_module(one, poems, tok):
     assert sorted(seen) == list(range(len(poems)))
     for poem_id, parts in seen.items():
         poem = poems[poem_id]
-        assert parts == prompt.documents(tok, poem["title"], prompt.body(poem), 256)
+        assert parts == wording.documents(tok, poem["title"], wording.body(poem), 256)
 
 
 def test_numbers_beside_the_documents(one, poems, tok):
     chars = dict.fromkeys(range(len(poems)), 0)
     for index in range(len(one)):
         _, _, poem_id = one.document(index)
-        body = prompt.body(poems[poem_id])
+        body = wording.body(poems[poem_id])
         chars[poem_id] += int(one.chars[index])
         assert one.kind(index) == "title"
         assert one.whole[index] == (one.body_text(index, tok) == body)
         assert one.poem_info(poem_id) == {
             name: poems[poem_id][name] for name in ("title", "author")
         }
-    assert chars == {number: len(prompt.body(poem)) for number, poem in enumerate(poems)}
+    assert chars == {number: len(wording.body(poem)) for number, poem in enumerate(poems)}
     assert not one.whole.all() and one.whole.sum() > 100
     for split in ("train", "val"):
         documents = list(one.documents(split))
@@ -214,7 +214,7 @@ def test_mixed_prompts(mixed):
         kinds.setdefault(int(mixed.poem_ids[index]), set()).add(mixed.kind(index))
     assert all(len(found) == 3 for found in kinds.values())
     assert sum(mixed.header["prompt_kinds"].values()) == 3 * len(kinds)
-    assert set(mixed.prompt_kinds) == set(prompt.KINDS)
+    assert set(mixed.prompt_kinds) == set(wording.KINDS)
 
 
 @pytest.mark.parametrize("share, count", [(0.0001, 1), (0.5, 10)])
@@ -376,9 +376,9 @@ def test_scripts_end_to_end(source, tok, tmp_path):
 
     done = run("train_dataset_all.py", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert all(kind in done.stdout for kind in prompt.KINDS)
+    assert all(kind in done.stdout for kind in wording.KINDS)
     with dataset.load(tmp_path / "dataset.bin") as data:
-        assert len(data.prompt_kinds) == len(prompt.KINDS)
+        assert len(data.prompt_kinds) == len(wording.KINDS)
         assert data.header["prompts_per_poem"] == config.PROMPTS_PER_POEM
 
     wrong = run("train_dataset_all.py", tmp_path, "--PROMPT_SHARES=tilte=1")

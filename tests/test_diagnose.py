@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-import bootstrap
+from support import bootstrap
 import checkpoint
 import common
 import config
 import dataset
 import diagnose
 import gpt
-import memory
+from training import memory
 import tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import evaluate
-import prompt
+from poems import wording
 import quantize
 from tests import tiny_model
 from tests.conftest import ROOT
@@ -36,14 +36,14 @@ def expected_bits(path, poems):
     model, tok = checkpoint.rebuild(checkpoint.load(path))
     nats, chars, count = 0.0, 0, 0
     for poem in poems:
-        start = prompt.render(tok, poem["title"])
-        ids = [*start, *tok.encode(prompt.body(poem)), tok.end_id]
+        start = wording.render(tok, poem["title"])
+        ids = [*start, *tok.encode(wording.body(poem)), tok.end_id]
         if len(ids) > model.config.max_seq_len:
             continue
         with torch.no_grad():
             logs = model(torch.tensor([ids]))[0].log_softmax(-1)
         nats -= sum(float(logs[i - 1, ids[i]]) for i in range(len(start), len(ids)))
-        chars += len(prompt.body(poem))
+        chars += len(wording.body(poem))
         count += 1
     return nats / math.log(2) / chars, count
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import batching
+from training import batching
 import gpt
-import optim
-import scoring
+from training import optim
+from training import validation
 from embeding import rope_tables, rotate
 from gpt import GPT, GPTConfig, linear_cross_entropy
 
@@ -311,7 +311,7 @@ def test_scores_equal_torch():
     model = random_model()
     rng = np.random.default_rng(0)
     documents = [(rng.integers(3, 97, n), (np.arange(n) >= 2).astype(int)) for n in (9, 4, 17)]
-    nats = scoring.document_nats(model, documents, budget=20, device="cpu")
+    nats = validation.document_nats(model, documents, budget=20, device="cpu")
     for (ids, mask), value in zip(documents, nats):
         ids = torch.from_numpy(ids)
         with torch.no_grad():

@@ -14,11 +14,11 @@ import torch
 import checkpoint
 import common
 import config
-import engine
+from writing import engine
 import infere
-import prompt
-import sample
-from decode import Decoder, half_problem
+from poems import wording
+from writing import sample
+from writing.decoder import Decoder, half_problem
 from tests import tiny_model
 from tests.conftest import ROOT
 
@@ -87,7 +87,7 @@ def test_half_precision_weights_stay_close(poet):
 
 @pytest.mark.parametrize("question", ["春天", "一只鸟在想方向", "abc🌙"])
 def test_greedy_equals_full_forward(poet, question):
-    ids = prompt.render(poet.tok, question)
+    ids = wording.render(poet.tok, question)
     expected = list(ids)
     for _ in range(60):
         token = int(full_forward(poet, expected).argmax())
@@ -174,7 +174,7 @@ def test_candidates_are_ranked_and_include_the_single_poem(poet):
 
 
 def lines_of(text):
-    return prompt.verse_lines(text)
+    return wording.verse_lines(text)
 
 
 @pytest.mark.parametrize("heads", ["春夏秋冬", "龘鸟A月", "山", "🌙花"])
@@ -214,12 +214,12 @@ def test_first_line(poet):
 def test_length_is_near(poet):
     for seed in range(4):
         text = infere.chat("春天", length=20, seed=seed, max_new_tokens=110, temperature=1.0)
-        assert 14 <= prompt.count_chars(text) <= 34
+        assert 14 <= wording.count_chars(text) <= 34
 
 
 def test_rhyme(tmp_path, poet, monkeypatch):
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
-    import rhyme
+    from writing import rhyme
 
     tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
@@ -238,7 +238,7 @@ def test_rhyme(tmp_path, poet, monkeypatch):
 
 def test_rhyme_follows_the_first_line(tmp_path, poet, monkeypatch):
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
-    import rhyme
+    from writing import rhyme
 
     tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
@@ -249,7 +249,7 @@ def test_rhyme_follows_the_first_line(tmp_path, poet, monkeypatch):
 
 def test_rhyme_groups():
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
-    import rhyme
+    from writing import rhyme
 
     pairs = ["光方", "花霞", "天边", "心云", "风红", "诗知", "月雪", "海来", "流手", "高桥"]
     assert all(rhyme.group(a) == rhyme.group(b) is not None for a, b in pairs)
@@ -258,7 +258,7 @@ def test_rhyme_groups():
 
 
 def test_rhyme_without_pypinyin(poet, monkeypatch):
-    import rhyme
+    from writing import rhyme
 
     rhyme.group.cache_clear()
     monkeypatch.setitem(sys.modules, "pypinyin", None)
@@ -400,7 +400,7 @@ def test_engine_equals_chat(poet):
             assert handles[index].finish_reason in ("stop", "length")
             assert handles[index].completion_tokens > 0
         assert handles[4].completion_tokens <= 7
-        assert handles[0].prompt_tokens == len(prompt.render(poet.tok, "春天"))
+        assert handles[0].prompt_tokens == len(wording.render(poet.tok, "春天"))
     finally:
         machine.close()
 

@@ -7,11 +7,11 @@ import torch
 
 import checkpoint
 import common
-import engine
+from writing import engine
 import infere
-import int8
+from kernels import int8
 import quantize
-from decode import Decoder
+from writing.decoder import Decoder
 from tests import tiny_model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import checkpoint
-import prompt
+from poems import wording
 from gpt import GPT, GPTConfig
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -34,7 +34,7 @@ def model(vocab_size: int, max_seq_len: int = 128, seed: int = 0, std: float = 0
     return found.eval()
 
 
-def save(path, *, seed=0, max_seq_len=128, kinds=prompt.KINDS, whole_chars=False, **extra) -> dict:
+def save(path, *, seed=0, max_seq_len=128, kinds=wording.KINDS, whole_chars=False, **extra) -> dict:
     """写一个随机权重的检查点，返回 state；whole_chars 时它几乎只写整字与换行。"""
     tok = tokenizer()
     network = model(tok.vocab_size, max_seq_len, seed)

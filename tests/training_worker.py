@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
-import runlog
-import trainer
+from training import runlog
+from training import loop
 
 
 def kill() -> None:
@@ -42,12 +42,12 @@ def main() -> int:
     runlog.draw = lambda *_: False
     moment, _, number = sys.argv[2].partition(":")
     if moment == "update":
-        trainer.Run._update = counted(trainer.Run._update, int(number))
+        loop.Run._update = counted(loop.Run._update, int(number))
     if moment == "write":
         os.fsync = counted(os.fsync, int(number))
     if moment == "rename":
         common.replace = counted(common.replace, int(number))
-    return trainer.exit_code(trainer.train(values))
+    return loop.exit_code(loop.train(values))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import sample
+from writing import sample
 
 
 def distribution(logits, **options):

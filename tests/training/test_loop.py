@@ -11,15 +11,15 @@ import sys
 import pytest
 import torch
 
-import batching
+from training import batching
 import checkpoint
 import common
 import dataset
-import engine
-import runlog
-import trainer
-from ranks import Ranks
-from tests.training import ROOT, SMALL, build_data, values, work_dir
+from writing import engine
+from training import runlog
+from training import loop
+from training.distributed import Ranks
+from tests.small_run import ROOT, SMALL, build_data, values, work_dir
 
 TIMED = ("tokens_per_s", "seconds")
 
@@ -42,14 +42,14 @@ def quick_start():
 def unbroken(tmp_path_factory, data):
     """从头到尾没有中断的一次训练。"""
     folder = work_dir(tmp_path_factory.mktemp("runs") / "unbroken", data)
-    trainer.train(values(folder))
+    loop.train(values(folder))
     return folder
 
 
 def stop_before(monkeypatch, *updates):
     """每次启动在给定的更新之前收到一次 Ctrl-C。"""
     waiting = list(updates)
-    real = trainer.Run._update
+    real = loop.Run._update
 
     def update(self, number):
         if waiting and number == waiting[0]:
@@ -57,7 +57,7 @@ def stop_before(monkeypatch, *updates):
             self.stop.received = 2
         return real(self, number)
 
-    monkeypatch.setattr(trainer.Run, "_update", update)
+    monkeypatch.setattr(loop.Run, "_update", update)
 
 
 def log_rows(folder):
@@ -105,24 +105,24 @@ def test_short_run_leaves_everything(unbroken):
 
 def test_warm_start_is_ahead_of_a_random_one(tmp_path, data):
     warm, cold = work_dir(tmp_path / "warm", data), work_dir(tmp_path / "cold", data)
-    trainer.train(values(warm, INIT="data"))
-    trainer.train(values(cold, INIT="random"))
+    loop.train(values(warm, INIT="data"))
+    loop.train(values(cold, INIT="random"))
     first, last = ([float(log_rows(f)[n]["loss"]) for f in (warm, cold)] for n in (0, -1))
     assert first[0] < first[1] - 0.5 and last[0] < last[1]
 
 
 def test_checkpoint_from_before_a_new_constant_goes_on(tmp_path, data, unbroken):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, TRAIN_ITER=18))
+    loop.train(values(folder, TRAIN_ITER=18))
     state = checkpoint.load(folder / "checkpoint.bin")
     del state["config"]["INIT"]
     checkpoint.save(folder / "checkpoint.bin", state)
-    assert trainer.train(values(folder))["updates"] == 12
+    assert loop.train(values(folder))["updates"] == 12
 
 
 def test_few_poems_start_at_random(tmp_path, data, unbroken):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, INIT="random"))
+    loop.train(values(folder, INIT="random"))
     assert_same_run(folder, unbroken)
 
 
@@ -130,28 +130,28 @@ def test_interrupted_run_is_the_same_run(tmp_path, data, unbroken, monkeypatch, 
     folder = work_dir(tmp_path / "run", data)
     stop_before(monkeypatch, 0, 5, 9)
     for expected in (0, 5, 9):
-        result = trainer.train(values(folder))
+        result = loop.train(values(folder))
         assert result["stopped"] and result["updates"] == expected
-        assert trainer.exit_code(result) == 130
+        assert loop.exit_code(result) == 130
         assert "重新运行同一条命令" in capsys.readouterr().out
-    trainer.train(values(folder))
+    loop.train(values(folder))
     assert_same_run(folder, unbroken)
 
 
 def test_interrupt_during_validation_is_the_same_run(tmp_path, data, unbroken, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
-    real, calls = trainer.Run.validation_bpc, []
+    real, calls = loop.Run.validation_bpc, []
 
     def validation(self):
         calls.append(1)
         if len(calls) == 2:
-            raise trainer.Interrupted
+            raise loop.Interrupted
         return real(self)
 
-    monkeypatch.setattr(trainer.Run, "validation_bpc", validation)
-    trainer.train(values(folder))
+    monkeypatch.setattr(loop.Run, "validation_bpc", validation)
+    loop.train(values(folder))
     assert len(log_rows(folder)) == 5  # 第 6 次更新已做，它的验证还没有
-    trainer.train(values(folder))
+    loop.train(values(folder))
     assert_same_run(folder, unbroken)
 
 
@@ -175,16 +175,16 @@ def test_killed_run_is_the_same_run(tmp_path, data, unbroken):
 def test_half_written_log_line_is_mended(tmp_path, data, unbroken, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
     stop_before(monkeypatch, 7)
-    trainer.train(values(folder))
+    loop.train(values(folder))
     with open(folder / "train_log.csv", "a", encoding="utf-8") as file:
         file.write("24,8,5.5,,0.003,99,1,2\n27,9,5.")  # 检查点之后的行，末行写了一半
-    trainer.train(values(folder))
+    loop.train(values(folder))
     assert_same_run(folder, unbroken)
 
 
 def test_finished_run_says_how_to_prolong(unbroken, capsys):
     before = (unbroken / "checkpoint.bin").read_bytes()
-    result = trainer.train(values(unbroken))
+    result = loop.train(values(unbroken))
     text = capsys.readouterr().out
     assert "已经完成" in text and "TRAIN_ITER" in text and "--RESUME=off" in text
     assert result["updates"] == 12 and (unbroken / "checkpoint.bin").read_bytes() == before
@@ -192,8 +192,8 @@ def test_finished_run_says_how_to_prolong(unbroken, capsys):
 
 def test_prolonged_run_continues(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, TRAIN_ITER=6))
-    result = trainer.train(values(folder, TRAIN_ITER=12, LEARNING_RATE=0.001))
+    loop.train(values(folder, TRAIN_ITER=6))
+    result = loop.train(values(folder, TRAIN_ITER=12, LEARNING_RATE=0.001))
     text = capsys.readouterr().out
     assert result["updates"] == 4
     assert "TRAIN_ITER：6 → 12" in text and "LEARNING_RATE" in text
@@ -204,7 +204,7 @@ def test_changes_that_make_another_run_are_refused_together(tmp_path, data, unbr
     changes = {"GPT_DIM": 64, "SEED": 7, "OPTIMIZER": "adamw", "BATCH_SIZE": 2, "ACCUM_STEPS": 4}
     before = (unbroken / "checkpoint.bin").read_bytes()
     with pytest.raises(common.UserError) as caught:
-        trainer.train(values(unbroken, **changes))
+        loop.train(values(unbroken, **changes))
     assert all(name in str(caught.value) for name in changes)
     assert "--RESUME=off" in str(caught.value)
     assert (unbroken / "checkpoint.bin").read_bytes() == before
@@ -216,15 +216,15 @@ def test_other_dataset_or_tokenizer_is_refused(tmp_path, data, unbroken):
     build_data(folder, vocab=400)
     (folder / "checkpoint.bin").write_bytes((unbroken / "checkpoint.bin").read_bytes())
     with pytest.raises(common.UserError) as caught:
-        trainer.train(values(folder))
+        loop.train(values(folder))
     assert "分词器" in str(caught.value) and "dataset.bin" in str(caught.value)
 
 
 def test_resume_off_keeps_old_files_aside(tmp_path, data):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, TRAIN_ITER=3))
+    loop.train(values(folder, TRAIN_ITER=3))
     old = (folder / "best_model.bin").read_bytes()
-    trainer.train(values(folder, TRAIN_ITER=6, RESUME="off"))
+    loop.train(values(folder, TRAIN_ITER=6, RESUME="off"))
     assert (folder / "best_model.old1.bin").read_bytes() == old
     assert (folder / "train_log.old1.csv").exists() and (folder / "checkpoint.old1.bin").exists()
     assert len(log_rows(folder)) == 2
@@ -232,39 +232,39 @@ def test_resume_off_keeps_old_files_aside(tmp_path, data):
 
 def test_missing_dataset_names_the_script(tmp_path):
     with pytest.raises(common.UserError, match="train_dataset_one"):
-        trainer.train(values(tmp_path))
+        loop.train(values(tmp_path))
 
 
 def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, data, unbroken, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
     stop_before(monkeypatch, 9)
-    trainer.train(values(folder))
+    loop.train(values(folder))
     content = bytearray((folder / "checkpoint.bin").read_bytes())
     content[len(content) // 2] ^= 4
     (folder / "checkpoint.bin").write_bytes(bytes(content))
     with pytest.warns(UserWarning, match=r"checkpoint\.prev\.bin"):
-        trainer.train(values(folder))
+        loop.train(values(folder))
     assert_same_run(folder, unbroken)
 
 
 def out_of_memory_above(monkeypatch, rows):
     """一次前向超过 rows 行就显存不足。"""
-    real = trainer.GPT.forward
+    real = loop.GPT.forward
 
     def forward(self, ids, where=None, labels=None):
         if labels is not None and len(ids) > rows:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self, ids, where, labels)
 
-    monkeypatch.setattr(trainer.GPT, "forward", forward)
+    monkeypatch.setattr(loop.GPT, "forward", forward)
 
 
 def test_out_of_memory_splits_rows_with_the_same_gradient(tmp_path, data, monkeypatch, capsys):
     options = {"TRAIN_ITER": 9, "DROPOUT": 0.0}
     whole, parts = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "parts", data)
-    trainer.train(values(whole, **options))
+    loop.train(values(whole, **options))
     out_of_memory_above(monkeypatch, 2)
-    trainer.train(values(parts, **options))
+    loop.train(values(parts, **options))
     assert "梯度不变" in capsys.readouterr().out
     a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
     for name in a:
@@ -274,9 +274,9 @@ def test_out_of_memory_splits_rows_with_the_same_gradient(tmp_path, data, monkey
 def test_big_micro_batches_are_computed_in_parts_on_the_cpu(tmp_path, data, monkeypatch):
     options = {"TRAIN_ITER": 6, "DROPOUT": 0.0, "BATCH_SIZE": 8}
     whole, parts = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "parts", data)
-    trainer.train(values(whole, **options))
+    loop.train(values(whole, **options))
     monkeypatch.setattr(batching, "_CPU_TOKENS", 100)
-    run = trainer.Run(values(parts, **options), Ranks())
+    run = loop.Run(values(parts, **options), Ranks())
     assert run.split > 1
     run.fit()
     a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
@@ -288,19 +288,19 @@ def test_out_of_memory_at_one_row_stops_with_advice(tmp_path, data, monkeypatch)
     folder = work_dir(tmp_path / "run", data)
     out_of_memory_above(monkeypatch, 0)
     with pytest.raises(common.UserError, match="GRAD_CHECKPOINT"):
-        trainer.train(values(folder))
+        loop.train(values(folder))
 
 
 def test_non_finite_update_is_skipped_and_counted(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    real = trainer.Run._backward
+    real = loop.Run._backward
 
     def backward(self, part, weight, seed):
         bad = self.position["update"] == 2
         return real(self, part, float("nan") if bad else weight, seed)
 
-    monkeypatch.setattr(trainer.Run, "_backward", backward)
-    result = trainer.train(values(folder, TRAIN_ITER=12))
+    monkeypatch.setattr(loop.Run, "_backward", backward)
+    result = loop.train(values(folder, TRAIN_ITER=12))
     assert result["skipped"] == 1 and result["updates"] == 4
     assert "跳过" in capsys.readouterr().out
     weights = checkpoint.load(folder / "checkpoint.bin")["weights"]
@@ -309,12 +309,12 @@ def test_non_finite_update_is_skipped_and_counted(tmp_path, data, monkeypatch, c
 
 def test_many_non_finite_updates_stop_the_run(tmp_path, data, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, TRAIN_ITER=6))
+    loop.train(values(folder, TRAIN_ITER=6))
     saved = (folder / "checkpoint.bin").read_bytes()
-    monkeypatch.setattr(trainer.Run, "_gradients", lambda self, *_: self._nan())
-    monkeypatch.setattr(trainer.Run, "_nan", _nan_gradients, raising=False)
+    monkeypatch.setattr(loop.Run, "_gradients", lambda self, *_: self._nan())
+    monkeypatch.setattr(loop.Run, "_nan", _nan_gradients, raising=False)
     with pytest.raises(common.UserError, match="连续 4 次"):
-        trainer.train(values(folder, TRAIN_ITER=60, MAX_BAD_STEPS=4, SAVE_EVERY=1000))
+        loop.train(values(folder, TRAIN_ITER=60, MAX_BAD_STEPS=4, SAVE_EVERY=1000))
     assert (folder / "checkpoint.bin").read_bytes() == saved
 
 
@@ -325,19 +325,19 @@ def _nan_gradients(run):
 
 
 def test_fp16_overflow_halves_the_scale():
-    scale = trainer.LossScale(enabled=True)
+    scale = loop.LossScale(enabled=True)
     scale.update(finite=False)
     assert scale.value == 32768.0
-    for _ in range(trainer.LossScale.GROWTH):
+    for _ in range(loop.LossScale.GROWTH):
         scale.update(finite=True)
     assert scale.value == 65536.0
-    assert trainer.LossScale(enabled=False).value == 1.0
+    assert loop.LossScale(enabled=False).value == 1.0
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, DTYPE=dtype, TRAIN_ITER=24))
+    loop.train(values(folder, DTYPE=dtype, TRAIN_ITER=24))
     rows = log_rows(folder)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) - 0.1
     state = checkpoint.load(folder / "checkpoint.bin")
@@ -347,8 +347,8 @@ def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
 
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path, data):
     plain, saved = work_dir(tmp_path / "a", data), work_dir(tmp_path / "b", data)
-    trainer.train(values(plain, TRAIN_ITER=6))
-    trainer.train(values(saved, TRAIN_ITER=6, GRAD_CHECKPOINT="on"))
+    loop.train(values(plain, TRAIN_ITER=6))
+    loop.train(values(saved, TRAIN_ITER=6, GRAD_CHECKPOINT="on"))
     a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (plain, saved))
     for name in a:
         assert torch.allclose(a[name], b[name], rtol=0, atol=1e-6), name
@@ -356,7 +356,7 @@ def test_gradient_checkpointing_gives_the_same_weights(tmp_path, data):
 
 def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    trainer.train(values(folder, TRAIN_ITER=3))
+    loop.train(values(folder, TRAIN_ITER=3))
     real, left = torch.save, [2]
 
     def save(*args, **options):
@@ -366,7 +366,7 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path, data, monkeypa
         return real(*args, **options)
 
     monkeypatch.setattr(checkpoint.torch, "save", save)
-    trainer.train(values(folder, TRAIN_ITER=12))
+    loop.train(values(folder, TRAIN_ITER=12))
     text = capsys.readouterr().out
     assert "写不下" in text and "腾出空间" in text
     assert checkpoint.load(folder / "checkpoint.bin")["position"]["update"] == 4
@@ -374,17 +374,17 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path, data, monkeypa
 
 def test_early_stop_ends_the_run(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    monkeypatch.setattr(trainer.Run, "validation_bpc", lambda self: 5.0)
-    result = trainer.train(values(folder, EARLY_STOP=2))
+    monkeypatch.setattr(loop.Run, "validation_bpc", lambda self: 5.0)
+    result = loop.train(values(folder, EARLY_STOP=2))
     assert result["updates"] == 9 and "提前结束" in capsys.readouterr().out
 
 
 def test_learning_rate_schedule():
-    scales = [trainer.lr_scale(n, 100, 500, 0.5) for n in range(100)]
+    scales = [loop.lr_scale(n, 100, 500, 0.5) for n in range(100)]
     assert scales[0] == pytest.approx(1 / 11) and scales[10] == 1.0  # 预热至多 10%
     assert scales[50] == 1.0 and scales[75] == pytest.approx(0.5)
     assert scales[-1] == pytest.approx(0.02) and min(scales) > 0
-    assert [trainer.lr_scale(n, 3, 500, 0.0) for n in range(3)] == [1.0, 1.0, 1.0]
+    assert [loop.lr_scale(n, 3, 500, 0.0) for n in range(3)] == [1.0, 1.0, 1.0]
 
 
 def test_overfits_eight_poems_and_recites_them(tmp_path):
@@ -393,7 +393,7 @@ def test_overfits_eight_poems_and_recites_them(tmp_path):
     options = {"MAX_SEQ_LEN": 512, "GPT_DIM": 64, "GPT_FF": 128, "DROPOUT": 0.0, "BATCH_SIZE": 4}
     options.update(TRAIN_ITER=110, ACCUM_STEPS=1, LEARNING_RATE=0.01, MUON_LR=0.02)
     options.update(EVAL_EVERY=1000, SAVE_EVERY=1000, SAMPLE_EVERY=1000, WARMUP_STEPS=5)
-    result = trainer.train(values(tmp_path, **options))
+    result = loop.train(values(tmp_path, **options))
     assert result["val_bpc"] < 0.1
     poet = engine.Poet.load(work_dir=str(tmp_path), device="cpu")
     with dataset.load(tmp_path / "dataset.bin") as poems:
@@ -407,7 +407,7 @@ def test_overfits_eight_poems_and_recites_them(tmp_path):
 
 def test_every_document_is_trained_once_an_epoch(tmp_path, data):
     folder = work_dir(tmp_path / "run", data)
-    run = trainer.Run(values(folder), Ranks())
+    run = loop.Run(values(folder), Ranks())
     for epoch in (0, 1):
         first = epoch * run.plan.per_epoch
         seen = [

@@ -11,7 +11,7 @@ import common
 import config
 import dataset
 import infere
-import originality
+from writing import originality
 from tests import tiny_model
 
 POEMS = [

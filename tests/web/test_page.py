@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-import runlog
+from training import runlog
 from tests.fake_engine import FakeEngine, poem
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="没有安装 playwright")

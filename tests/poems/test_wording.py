@@ -1,4 +1,4 @@
-"""prompt.py：对话格式逐字对照手写的样子，长诗拆分不漏不重，提示词与诗相符。"""
+"""wording.py：对话格式逐字对照手写的样子，长诗拆分不漏不重，提示词与诗相符。"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import common
-import prompt
+from poems import wording
 from tests import tiny_tokenizer
 
 POEM = {
@@ -23,7 +23,7 @@ LOOKALIKES = "<|im_end|>\n<|im_start|>user\n<|padding|>"
 @pytest.fixture(scope="module")
 def tok():
     texts = [
-        prompt.body(POEM),
+        wording.body(POEM),
         "user\nassistant\n写一首诗，题目是《清早》",
         "风吹过来。\n\n雨停了，",
     ]
@@ -31,7 +31,7 @@ def tok():
 
 
 def spell(tok, ids):
-    """ids → 文字，特殊符号写出名字：不经过 prompt.py 的对照。"""
+    """ids → 文字，特殊符号写出名字：不经过 wording.py 的对照。"""
     runs, text = [], []
     for token in ids:
         if token < 3:
@@ -50,7 +50,7 @@ def trained_ids(documents):
 
 
 def test_format_matches_the_contract_letter_by_letter(tok):
-    [(ids, mask)] = prompt.documents(tok, "清早", prompt.body(POEM), 512)
+    [(ids, mask)] = wording.documents(tok, "清早", wording.body(POEM), 512)
     by_hand = (
         "<|im_start|>user\n清早\n<|im_end|>\n<|im_start|>assistant\n"
         "月亮落在河里\n天还没有亮\n\n卖豆浆的人推开了雾\n月亮跟着他走<|im_end|>"
@@ -62,30 +62,30 @@ def test_format_matches_the_contract_letter_by_letter(tok):
 
 
 def test_only_body_and_last_end_are_trained(tok):
-    text = prompt.body(POEM)
-    [(ids, mask)] = prompt.documents(tok, "清早", text, 512)
-    head = prompt.render(tok, "清早")
+    text = wording.body(POEM)
+    [(ids, mask)] = wording.documents(tok, "清早", text, 512)
+    head = wording.render(tok, "清早")
     assert mask == [0] * len(head) + [1] * (len(ids) - len(head))
     assert trained_ids([(ids, mask)]) == [*tok.encode(text), tok.end_id]
 
 
 def test_render_is_what_training_saw(tok):
-    [(ids, _)] = prompt.documents(tok, "写一首诗", "风", 512)
-    head = prompt.render(tok, "写一首诗")
+    [(ids, _)] = wording.documents(tok, "写一首诗", "风", 512)
+    head = wording.render(tok, "写一首诗")
     assert ids[: len(head)] == head
     assert spell(tok, head).endswith("<|im_start|>assistant\n")
 
 
 def test_lookalikes_in_text_never_become_special(tok):
-    [(ids, _)] = prompt.documents(tok, LOOKALIKES, LOOKALIKES, 512)
+    [(ids, _)] = wording.documents(tok, LOOKALIKES, LOOKALIKES, 512)
     assert [token for token in ids if token < 3] == [1, 2, 1, 2]
     assert spell(tok, ids).count("<|padding|>") == 2
 
 
 def test_a_poem_that_just_fits_is_one_document(tok):
-    [(ids, _)] = prompt.documents(tok, "清早", LINES, 1 << 20)
-    assert len(prompt.documents(tok, "清早", LINES, len(ids))) == 1
-    assert len(prompt.documents(tok, "清早", LINES, len(ids) - 1)) == 2
+    [(ids, _)] = wording.documents(tok, "清早", LINES, 1 << 20)
+    assert len(wording.documents(tok, "清早", LINES, len(ids))) == 1
+    assert len(wording.documents(tok, "清早", LINES, len(ids) - 1)) == 2
 
 
 # ── 长诗 ──────────────────────────────────────────────────────────────
@@ -98,8 +98,8 @@ STANZAS = "\n\n".join(["风\n雨\n雪"] * 50)
 @pytest.mark.parametrize("text", [LINES, GIANT, STANZAS, "a" * 700, "😀" * 200])
 @pytest.mark.parametrize("max_len", [64, 97, 200])
 def test_long_poem_trains_every_token_exactly_once(tok, text, max_len):
-    head = prompt.render(tok, "清早")
-    parts = prompt.documents(tok, "清早", text, max_len)
+    head = wording.render(tok, "清早")
+    parts = wording.documents(tok, "清早", text, max_len)
     assert len(parts) > 1
     assert trained_ids(parts) == [*tok.encode(text), tok.end_id]
     for number, (ids, mask) in enumerate(parts):
@@ -111,8 +111,8 @@ def test_long_poem_trains_every_token_exactly_once(tok, text, max_len):
 
 
 def test_later_parts_open_with_last_lines_of_the_part_before(tok):
-    parts = prompt.documents(tok, "清早", LINES, 200)
-    head = len(prompt.render(tok, "清早"))
+    parts = wording.documents(tok, "清早", LINES, 200)
+    head = len(wording.render(tok, "清早"))
     for (before, _), (ids, mask) in zip(parts, parts[1:]):
         context = ids[head : mask.index(1)]
         assert context and before[-len(context) :] == context
@@ -121,31 +121,31 @@ def test_later_parts_open_with_last_lines_of_the_part_before(tok):
 
 
 def test_giant_line_is_cut_between_characters(tok):
-    for ids, mask in prompt.documents(tok, "清早", "龘" * 300, 64):
+    for ids, mask in wording.documents(tok, "清早", "龘" * 300, 64):
         text = tok.decode([token for token, m in zip(ids, mask) if m and token > 2])
         assert set(text) == {"龘"}
 
 
 def test_prompt_longer_than_context_is_cut(tok):
     title = "很长的题目" * 200
-    text = prompt.body(POEM)
-    parts = prompt.documents(tok, title, text, 120)
+    text = wording.body(POEM)
+    parts = wording.documents(tok, title, text, 120)
     assert all(len(ids) <= 120 for ids, _ in parts)
     assert trained_ids(parts) == [*tok.encode(text), tok.end_id]
     assert "<|im_start|>user\n很长的题目" in spell(tok, parts[0][0])
-    assert len(prompt.render(tok, title, 120)) <= 60
-    assert prompt.render(tok, "清早", 512) == prompt.render(tok, "清早")
+    assert len(wording.render(tok, title, 120)) <= 60
+    assert wording.render(tok, "清早", 512) == wording.render(tok, "清早")
 
 
 def test_hopelessly_short_context_is_explained(tok):
     with pytest.raises(common.UserError, match="MAX_SEQ_LEN"):
-        prompt.documents(tok, "清早", LINES, 12)
+        wording.documents(tok, "清早", LINES, 12)
 
 
 def test_odd_texts_do_not_crash(tok):
     for text in ("", "\n", "\x00", "\ud800坏", "👨‍👩‍👧", " " * 50):
         for ask in ("", "\n\n", "\ud800"):
-            parts = prompt.documents(tok, ask, text, 64)
+            parts = wording.documents(tok, ask, text, 64)
             assert trained_ids(parts) == [*tok.encode(text), tok.end_id]
 
 
@@ -153,12 +153,12 @@ def test_odd_texts_do_not_crash(tok):
 
 
 def test_title_prompt_is_the_title_verbatim():
-    assert prompt.make_prompt("title", {**POEM, "title": " 清 早 "}, random.Random(0)) == " 清 早 "
+    assert wording.make_prompt("title", {**POEM, "title": " 清 早 "}, random.Random(0)) == " 清 早 "
 
 
 def prompts(kind, poem, count=300):
     rng = random.Random(1)
-    return Counter(prompt.make_prompt(kind, poem, rng) for _ in range(count))
+    return Counter(wording.make_prompt(kind, poem, rng) for _ in range(count))
 
 
 @pytest.mark.parametrize(
@@ -177,18 +177,18 @@ def test_prompts_carry_what_they_ask_for(kind, wanted):
 
 
 def test_counts_come_from_the_body():
-    text = prompt.body(POEM)
-    assert [len(prompt.verse_lines(text)), prompt.count_chars(text)] == [4, 26]
+    text = wording.body(POEM)
+    assert [len(wording.verse_lines(text)), wording.count_chars(text)] == [4, 26]
     assert all("4行" in text or "四行" in text for text in prompts("lines", POEM))
     assert all("30字" in text or "三十字" in text for text in prompts("length", POEM))
 
 
 def test_theme_is_in_the_poem():
-    assert prompt.theme_words(prompt.body(POEM))[0] == "月亮"
+    assert wording.theme_words(wording.body(POEM))[0] == "月亮"
     assert any("月亮" in text for text in prompts("theme", POEM))
     for text in prompts("theme", POEM):
         assert any(word in text for word in ("月亮", "河", "雾"))
-    assert prompt.theme_words("嗯嗯 ok") == []
+    assert wording.theme_words("嗯嗯 ok") == []
 
 
 def test_acrostic_spells_the_line_heads():
@@ -196,7 +196,7 @@ def test_acrostic_spells_the_line_heads():
     two_lines = {**POEM, "para": ["风来\n雨来"]}
     latin = {**POEM, "para": ["风来\nrain\n雨来"]}
     for poem in (two_lines, latin):
-        assert prompt.make_prompt("acrostic", poem, random.Random(0)) is None
+        assert wording.make_prompt("acrostic", poem, random.Random(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -211,32 +211,32 @@ def test_acrostic_spells_the_line_heads():
     ],
 )
 def test_kinds_that_do_not_apply_are_none(kind, change):
-    assert prompt.make_prompt(kind, {**POEM, **change}, random.Random(0)) is None
+    assert wording.make_prompt(kind, {**POEM, **change}, random.Random(0)) is None
 
 
 def test_braces_in_poems_are_plain_text():
     poem = {"title": "{title}", "author": "{0}", "para": ["{line}来了\n又走"]}
-    for kind in prompt.KINDS:
+    for kind in wording.KINDS:
         for seed in range(20):
-            prompt.make_prompt(kind, poem, random.Random(seed))
+            wording.make_prompt(kind, poem, random.Random(seed))
 
 
 @pytest.mark.parametrize(
     "number, text", [(8, "八"), (10, "十"), (12, "十二"), (105, "一百零五"), (350, "三百五十")]
 )
 def test_chinese_numbers(number, text):
-    assert prompt.chinese_number(number) == text
+    assert wording.chinese_number(number) == text
 
 
 # ── 比例 ──────────────────────────────────────────────────────────────
 
 
 def test_parse_shares():
-    assert prompt.parse_shares("title=30, author=0.5") == {"title": 30.0, "author": 0.5}
+    assert wording.parse_shares("title=30, author=0.5") == {"title": 30.0, "author": 0.5}
     for text in ("tilte=3", "title", "title=-1", "title=x", "title=0", "title=1,title=2", ""):
         with pytest.raises(common.UserError) as error:
-            prompt.parse_shares(text)
-        assert all(kind in str(error.value) for kind in prompt.KINDS)
+            wording.parse_shares(text)
+        assert all(kind in str(error.value) for kind in wording.KINDS)
 
 
 def test_chosen_kinds_are_distinct_and_follow_the_shares():
@@ -244,7 +244,7 @@ def test_chosen_kinds_are_distinct_and_follow_the_shares():
     rng = random.Random(3)
     counts = Counter()
     for _ in range(3000):
-        chosen = [kind for kind, _ in prompt.choose_prompts(POEM, shares, 2, rng)]
+        chosen = [kind for kind, _ in wording.choose_prompts(POEM, shares, 2, rng)]
         assert len(set(chosen)) == len(chosen) == 2
         counts.update(chosen)
     for kind, share in shares.items():
@@ -254,8 +254,8 @@ def test_chosen_kinds_are_distinct_and_follow_the_shares():
 def test_kinds_that_do_not_apply_are_replaced():
     poem = {**POEM, "author": "", "para": ["长" * 50]}
     shares = {"author": 50.0, "acrostic": 49.0, "title": 1.0}
-    assert prompt.choose_prompts(poem, shares, 2, random.Random(0)) == [("title", "清早")]
-    [(kind, _)] = prompt.choose_prompts(poem, {"author": 1.0}, 2, random.Random(0))
+    assert wording.choose_prompts(poem, shares, 2, random.Random(0)) == [("title", "清早")]
+    [(kind, _)] = wording.choose_prompts(poem, {"author": 1.0}, 2, random.Random(0))
     assert kind == "plain"
 
 
@@ -291,11 +291,11 @@ def test_kinds_that_do_not_apply_are_replaced():
     ],
 )
 def test_request_wording(given, text, kind):
-    assert prompt.request(**given) == (text, kind)
+    assert wording.request(**given) == (text, kind)
 
 
 def test_request_kinds_names_all_that_is_asked():
-    assert prompt.request_kinds("清早", author="双禾", lines=8) == ["lines", "title_author"]
+    assert wording.request_kinds("清早", author="双禾", lines=8) == ["lines", "title_author"]
 
 
 @pytest.mark.parametrize(
@@ -313,4 +313,4 @@ def test_request_kinds_names_all_that_is_asked():
     ],
 )
 def test_requests_are_worded_as_trained(kind, given):
-    assert prompt.request(**given)[0] in prompts(kind, POEM, 1000)
+    assert wording.request(**given)[0] in prompts(kind, POEM, 1000)

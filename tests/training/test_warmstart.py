@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import warmstart
+from training import warmstart
 from gpt import GPT, GPTConfig
 
 VOCAB, DIM = 60, 16

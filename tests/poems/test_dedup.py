@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-import dedup
+from poems import dedup
 
 CHARS = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import chat_api
+from web import chat_api
 import common
-import live
-import runlog
+from web import live
+from training import runlog
 import serve
 from tests.fake_engine import FakeEngine, poem
 
@@ -418,7 +418,7 @@ def test_official_client(tmp_path):
 @pytest.fixture(scope="module")
 def poet(tmp_path_factory):
     pytest.importorskip("tokenizers", reason="没有安装 tokenizers")
-    import engine
+    from writing import engine
     from tests import tiny_model
 
     path = tmp_path_factory.mktemp("model") / "tiny.bin"
@@ -429,7 +429,7 @@ def poet(tmp_path_factory):
 @pytest.fixture()
 def real(poet, tmp_path):
     pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
-    import engine
+    from writing import engine
 
     service = server.service(engine.Engine(poet, max_rows=4), tmp_path, limit=64)
     with server.running(service) as url:

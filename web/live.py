@@ -13,7 +13,7 @@ import re
 import time
 from pathlib import Path
 
-import runlog
+from training import runlog
 
 MAX_POINTS = 400  # 曲线最多给页面多少个点
 MAX_SAMPLES = 24

@@ -7,7 +7,7 @@ import math
 import torch
 
 import common
-from batching import BatchPlan, assemble
+from training.batching import BatchPlan, assemble
 
 
 @torch.no_grad()

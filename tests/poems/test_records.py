@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import records
+from poems import records
 
 README_EXAMPLE = """[
   {

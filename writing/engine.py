@@ -17,12 +17,12 @@ import torch
 
 import checkpoint
 import common
-import controls
-import prompt as prompts
-import sample
+from writing import controls
+from poems import wording as prompts
+from writing import sample
 from common import UserError
-from decode import Decoder, half_problem
-from sample import Options
+from writing.decoder import Decoder, half_problem
+from writing.sample import Options
 from tokenizer import StreamDecoder
 
 MAX_LINES = 60

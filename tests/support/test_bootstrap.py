@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import bootstrap
+from support import bootstrap
 import common
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-import rhyme as rhymes
-import sample
+from writing import rhyme as rhymes
+from writing import sample
 
 LINE_TOKENS = 48  # 受约束的一行至多这么多 token
 MIN_LINE = 6  # 一行至少要留的 token 数：一个字至多 4 个，换行 1 个

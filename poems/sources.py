@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
-import records
+from poems import records
 
 TITLE_KEYS = ("title", "rhythmic", "name", "标题", "题目", "诗名", "词牌")
 AUTHOR_KEYS = ("author", "poet", "writer", "作者", "诗人")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gpt
-import memory
+from training import memory
 
 SMALL = gpt.GPTConfig(2000, 256, dim=128, n_head=4, ff=512, n_block=3, dropout=0.1)
 
@@ -63,7 +63,7 @@ def test_simulation_agrees_with_mem_tracker():
     tracker_module = pytest.importorskip("torch.distributed._tools.mem_tracker")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    import optim
+    from training import optim
 
     update = update_of(replace(SMALL, n_block=2))
     with FakeTensorMode():

@@ -9,7 +9,7 @@ import html
 import re
 from typing import NamedTuple
 
-import dedup
+from poems import dedup
 
 UNKNOWN_AUTHOR = "佚名"
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 import gpt
-import optim
+from training import optim
 
 try:  # torch 的内部接口；哪天没有了就只用公式
     from torch.utils._python_dispatch import TorchDispatchMode

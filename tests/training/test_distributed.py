@@ -19,12 +19,12 @@ import checkpoint
 import common
 import config
 import dataset
-import ranks
-import trainer
+from training import distributed
+from training import loop
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
 SMALL = {
     "MAX_SEQ_LEN": 64,
@@ -281,7 +281,7 @@ def test_port_taken(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(common.UserError, match="已被占用"):
-            ranks.start("on", 0.05)
+            distributed.start("on", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_wrong_environment(monkeypatch, environment, words):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(common.UserError, match=words):
-        ranks.start("on", 0.05)
+        distributed.start("on", 0.05)
 
 
 def test_nobody_comes(monkeypatch):
@@ -304,7 +304,7 @@ def test_nobody_comes(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     with pytest.raises(common.UserError, match="分布式启动失败"):
-        ranks.start("on", 0.01)
+        distributed.start("on", 0.01)
 
 
 def test_restarts_do_not_begin_anew(monkeypatch):
@@ -312,7 +312,7 @@ def test_restarts_do_not_begin_anew(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(common.UserError, match="RESUME=off"):
-        ranks.start("off", 0.05)
+        distributed.start("off", 0.05)
 
 
 def test_no_gpu_for_a_rank(monkeypatch):
@@ -326,7 +326,7 @@ def test_no_nccl(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(common.UserError, match="没有 NCCL"):
-        ranks._backend(torch.device("cuda", 0))
+        distributed._backend(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_no_nccl(monkeypatch):
     ],
 )
 def test_launcher_arguments_are_dropped(given):
-    assert ranks.drop_launcher_arguments(given) == ["--SEED=1"]
+    assert distributed.drop_launcher_arguments(given) == ["--SEED=1"]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_cores_are_shared_out(monkeypatch, environment, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    ranks.set_threads()
+    distributed.set_threads()
     assert chosen == ([] if threads is None else [threads])
 
 
@@ -371,8 +371,8 @@ def test_cores_are_shared_out(monkeypatch, environment, threads):
 def test_only_one_process_complains_about_the_command_line(monkeypatch, capsys, rank, said):
     monkeypatch.setenv("LOCAL_RANK", rank)
     waited = []
-    monkeypatch.setattr(ranks.time, "sleep", waited.append)
-    with pytest.raises(SystemExit), ranks.one_voice():
+    monkeypatch.setattr(distributed.time, "sleep", waited.append)
+    with pytest.raises(SystemExit), distributed.one_voice():
         config.load("", argv=["--NOPE=1"])
     assert ("NOPE" in capsys.readouterr().err) == said
     assert bool(waited) != said  # 没说话的要等说话的先说完
@@ -381,8 +381,8 @@ def test_only_one_process_complains_about_the_command_line(monkeypatch, capsys, 
 def test_one_ctrl_c_delivered_twice_is_one(monkeypatch):
     """终端和 torchrun 各送一遍；五秒以后的才算第二次。"""
     now = [100.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
-    with trainer.StopSignal(patient=True) as stop:
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    with loop.StopSignal(patient=True) as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert stop.received == signal.SIGINT

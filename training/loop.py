@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 import common
 import dataset
-import engine
-import memory
-import optim
-import ranks as distributed
-import runlog
-import scoring
-import warmstart
-from batching import BatchPlan, Prefetcher, assemble, split_for
+from writing import engine
+from training import memory
+from training import optim
+from training import distributed
+from training import runlog
+from training import validation
+from training import warmstart
+from training.batching import BatchPlan, Prefetcher, assemble, split_for
 from common import UserError
 from gpt import GPT, GPTConfig
 
@@ -708,7 +708,7 @@ class Run:
         mine = indices[self.ranks.rank :: self.ranks.world]
         documents = [self.data.document(int(i))[:2] for i in mine]
         check = self.stop.check if self.ranks.world == 1 else None
-        nats = scoring.document_nats(
+        nats = validation.document_nats(
             self.model,
             documents,
             budget=self.settings.budget,
@@ -718,7 +718,7 @@ class Run:
         )
         chars = sum(int(self.data.chars[i]) for i in mine)
         nats, chars = self.ranks.sum([float(nats.sum()), chars], self._talk_device())
-        return scoring.bits(nats) / max(1.0, chars)
+        return validation.bits(nats) / max(1.0, chars)
 
     def _validation_documents(self):
         first, last = self.data.range("val")
