@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import common
 import config
+from support import console, files, hardware
+from support.console import UserError
 
 DEFAULT_SECONDS = config.SECONDS
 WARMUP_SHARE = 0.02  # 计时训练的预热占多少时间
@@ -59,7 +60,7 @@ def generate() -> dict:
 
     from writing.decoder import half_problem
 
-    device = common.pick_device(config.DEVICE)
+    device = hardware.pick_device(config.DEVICE)
     model = random_model(device)
     half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
     runners = {"": our_runner(model, device, half=half)}
@@ -68,7 +69,7 @@ def generate() -> dict:
     if device.type == "cpu":
         runners["int8_"] = int8_runner(model)
     runners["transformers_"] = transformers_runner(model, device)
-    if common.pick_dtype("auto", device) == torch.bfloat16:
+    if hardware.pick_dtype("auto", device) == torch.bfloat16:
         runners["transformers_bf16_"] = transformers_runner(model, device, torch.bfloat16)
     result = {
         "device": device.type,
@@ -120,8 +121,7 @@ def random_model(device):
 
 def our_runner(model, device, half: bool = False):
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
-    from writing import engine
-    from writing import sample
+    from writing import engine, sample
 
     poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
     prompt = list(range(100, 100 + PROMPT_TOKENS))
@@ -148,7 +148,7 @@ def int8_runner(model):
         print(f"int8：{int8.fast_problem()}", file=sys.stderr)
         return None
     weights = int8.quantize_weights(checkpoint.weights_of(model))
-    small = int8.build(model.config, {"weights": weights})
+    small = checkpoint.rebuild_int8(model.config, {"weights": weights})
     return our_runner(small, torch.device("cpu"))
 
 
@@ -286,10 +286,10 @@ def timed_run(values: dict, seconds: float, quiet: bool = False):
             """计时的训练没有检查点可写。"""
 
         def _announce(self):
-            self.peak = common.measure_peak(self.device, self.dtype)
+            self.peak = hardware.measure_peak(self.device, self.dtype)
 
         def _progress_bar(self):
-            return None if quiet else common.progress(round(seconds), "训练", "秒")
+            return None if quiet else console.progress(round(seconds), "训练", "秒")
 
         def _foretell(self, first):
             """计时的训练本来就知道何时结束。"""
@@ -310,7 +310,7 @@ def speed_of(run) -> dict:
     """训练过的 run → 每秒有用 token、MFU、峰值内存。"""
     here = run.position
     speed = here["tokens"] / here["seconds"]
-    run.peak = max(run.peak, common.measure_peak(run.device, run.dtype))
+    run.peak = max(run.peak, hardware.measure_peak(run.device, run.dtype))
     return {
         "useful_tokens_per_s": round(speed, 1),
         "mfu": round(run.model.flops_per_token() * speed / run.peak, 4),
@@ -318,7 +318,7 @@ def speed_of(run) -> dict:
         "peak_memory_mb": peak_memory_mb(run.device),
         "updates": here["update"],
         "seconds": round(here["seconds"], 2),
-        "dtype": common.dtype_name(run.dtype),
+        "dtype": hardware.dtype_name(run.dtype),
         "device": run.device.type,
         "compiled": run.compiled,
     }
@@ -358,11 +358,11 @@ def learn() -> dict:
     """从零训练 SECONDS 秒，写 best_model.bin，报告验证集的每字比特。"""
     import checkpoint
 
-    best = common.work_path(config.WORK_DIR, checkpoint.BEST)
+    best = files.work_path(config.WORK_DIR, checkpoint.BEST)
     values = config.values()
     defaults = {**LEARN, **{name: values[name] for name in config.given() if name in LEARN}}
     run = timed_run({**values, **defaults}, config.SECONDS)
-    aside = common.keep_aside(best)
+    aside = files.keep_aside(best)
     if aside is not None:
         print(f"已有的 {best.name} 改名为 {aside.name}")
     run.fit()
@@ -389,9 +389,9 @@ def data() -> dict:
     """数据各步的速度：在临时目录里把脚本依次跑一遍，每秒多少首、多少 MB。"""
     import dataset
 
-    raw = common.find_input(config.RAW_DATA, config.WORK_DIR)
+    raw = files.find_input(config.RAW_DATA, config.WORK_DIR)
     if raw is None:
-        raise common.UserError(f"没有找到 RAW_DATA={config.RAW_DATA}，不知道用什么诗来测。")
+        raise UserError(f"没有找到 RAW_DATA={config.RAW_DATA}，不知道用什么诗来测。")
     result, root = {}, Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--WORK_DIR={folder}", f"--RAW_DATA={raw.resolve()}"]
@@ -401,7 +401,7 @@ def data() -> dict:
             command = [sys.executable, str(root / script), *options]
             began = time.perf_counter()
             if subprocess.call(command, stdout=subprocess.DEVNULL):
-                raise common.UserError(f"{script} 没有成功，原因见上。")
+                raise UserError(f"{script} 没有成功，原因见上。")
             seconds = time.perf_counter() - began
             poems = poems or sum(1 for _ in dataset.iter_poems(Path(folder) / "all_poems.json"))
             size = _size(Path(folder) / source if source else raw) / 1e6
@@ -436,9 +436,9 @@ def main() -> None:
     """按名字测速。"""
     chosen = config.load(__doc__, positional=(("项目", tuple(COMMANDS)),))
     if not chosen:
-        raise common.UserError(f"请写明测什么：python benchmark.py {' | '.join(COMMANDS)}")
+        raise UserError(f"请写明测什么：python benchmark.py {' | '.join(COMMANDS)}")
     print(json.dumps(COMMANDS[chosen[0]](), ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-import common
-from common import UserError
 from gpt import GPT, GPTConfig
+from kernels import int8
+from support import files
+from support.console import UserError
 
 VERSION = 1
 NEWEST, PREVIOUS, BEST = "checkpoint.bin", "checkpoint.prev.bin", "best_model.bin"
@@ -49,11 +50,11 @@ def save(path: Path, state: dict, keep_previous: bool = False) -> None:
     state = {"version": VERSION, "sealed": True, **state}
     previous = path.with_name(PREVIOUS) if keep_previous else None
     try:
-        with common.atomic_write(path, "w+b", previous=previous) as file:
+        with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
             _seal(file)
     except (OSError, RuntimeError) as error:
-        need, free = _bytes_of(state) >> 20, common.free_bytes(path.parent) >> 20
+        need, free = _bytes_of(state) >> 20, files.free_bytes(path.parent) >> 20
         raise UserError(
             f"写不下检查点 {path}（约需 {need} MB，磁盘剩 {free} MB）：{error}\n"
             "旧的检查点原样还在。请腾出空间，再运行同一条命令接着训练。"
@@ -145,7 +146,7 @@ def _verify(path: Path) -> bool:
 
 def load_newest(work_dir: str) -> dict | None:
     """WORK_DIR 里可以接着训练的检查点；最新的坏了就用上一个并警告，一个都没有时为 None。"""
-    newest = common.work_path(work_dir, NEWEST)
+    newest = files.work_path(work_dir, NEWEST)
     previous = newest.with_name(PREVIOUS)
     if not newest.exists() and not previous.exists():
         return None
@@ -164,7 +165,7 @@ def load_newest(work_dir: str) -> dict | None:
 def find(work_dir: str, given: str = "") -> Path:
     """要用来推理的模型文件：指定的，否则 best_model.bin，否则 checkpoint.bin。"""
     if given:
-        path = common.find_input(given, work_dir)
+        path = files.find_input(given, work_dir)
         if path is None:
             raise UserError(f"没有找到模型 {given}（当前目录和 {work_dir} 里都没有）。")
         return path
@@ -198,13 +199,39 @@ def rebuild(state: dict, device: str = "cpu") -> tuple:
             f"模型却是 {config.vocab_size} 个；这个文件不能用。"
         )
     if state.get("quantized"):
-        from kernels import int8
-
-        model = int8.build(config, state, device)
+        model = rebuild_int8(config, state, device)
     else:
         model = GPT(config)
         load_weights(model, state["weights"])
     return model.to(device).eval(), tokenizer
+
+
+def rebuild_int8(config: GPTConfig, state: dict, device: str = "cpu") -> GPT:
+    """量化检查点 → 模型：能用 int8 矩阵乘时权重保持 int8，否则还原成 fp32。
+
+    device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的）。
+    """
+    model = GPT(config)
+    if (
+        torch.device(device).type != "cpu"
+        or int8.fast_problem()
+        or config.dim % 32
+        or config.ff % 32
+    ):
+        model.load_state_dict(int8.restore_weights(state["weights"]))
+        return model.eval()
+    model.embed = int8.Int8Embedding(config.vocab_size, config.dim)
+    for block in model.blocks:
+        for owner, name in (
+            (block.attn, "qkv"),
+            (block.attn, "out"),
+            (block.mlp, "gate_up"),
+            (block.mlp, "down"),
+        ):
+            old = getattr(owner, name)
+            setattr(owner, name, int8.Int8Linear(old.out_features, old.in_features))
+    model.load_state_dict(state["weights"])
+    return model.eval()
 
 
 def load_weights(model: torch.nn.Module, weights: dict) -> None:

@@ -20,12 +20,10 @@ from typing import BinaryIO, Iterable, NamedTuple
 
 import numpy as np
 
-import common
 import config
-from poems import dedup
-from poems import mend
-from poems import records
-from poems import sources
+from poems import dedup, mend, records, sources
+from support import console, files, picture
+from support.console import UserError
 
 OUTPUT = "all_poems.json"
 ORIGINAL = "all_poems.raw.json"
@@ -217,7 +215,7 @@ def collect(files: list[sources.SourceFile], index: Index, report: Report, min_c
         if encoding in _ENCODINGS:
             report.encodings.add(_ENCODINGS[encoding], where=file.name)
 
-    with common.progress(
+    with console.progress(
         sum(file.size for file in files), "读取", unit="B", unit_scale=True
     ) as bar:
         for file in files:
@@ -225,7 +223,7 @@ def collect(files: list[sources.SourceFile], index: Index, report: Report, min_c
                 for raw in sources.read_poems(file, on_encoding, bar.update):
                     _take(raw, index, report, min_chars)
             except records.BrokenJSON as error:
-                raise common.UserError(
+                raise UserError(
                     f"{error}\n没有改动任何文件。改好这一处后请运行：python data_clean.py"
                 ) from error
 
@@ -330,7 +328,7 @@ def write_poems(index: Index, copy_of: np.ndarray, exact: np.ndarray, file, repo
         _report_copy(index, number, int(copy_of[number]), bool(exact[number]), report)
     index.spill.seek(0)
     separator = b"[\n"
-    with common.progress(len(copy_of), "写出") as bar:
+    with console.progress(len(copy_of), "写出") as bar:
         for target, line in zip(copy_of.tolist(), index.spill):
             bar.update()
             if target < 0:
@@ -358,10 +356,10 @@ def _report_copy(index: Index, number: int, target: int, exact: bool, report: Re
 
 def draw_lengths(lengths: np.ndarray, path: Path) -> bool:
     """字数分布图；没有 matplotlib 时返回 False。"""
-    pyplot = common.setup_plot()
+    pyplot = picture.setup_plot()
     if pyplot is None:
         return False
-    text = common.plot_text
+    text = picture.plot_text
     top = max(float(np.percentile(lengths, 99)), 20.0)
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
     axes.hist(np.minimum(lengths, top), bins=60, color="#4c72b0")
@@ -374,7 +372,7 @@ def draw_lengths(lengths: np.ndarray, path: Path) -> bool:
     axes.set_title(text("清洗后的诗有多长", "Length of the cleaned poems"))
     axes.legend()
     figure.tight_layout()
-    with common.atomic_write(path, "wb") as file:
+    with files.atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)
     pyplot.close(figure)
     return True
@@ -393,9 +391,9 @@ class Job(NamedTuple):
 
 def plan(raw_data: str, work_dir: str) -> Job:
     """决定读什么。RAW_DATA 优先；没有时读 WORK_DIR 里的 all_poems.json 或它的原件。"""
-    output, original = (common.work_path(work_dir, name) for name in (OUTPUT, ORIGINAL))
-    ours = output.exists() and _is_ours(output, common.work_path(work_dir, REPORT))
-    found = common.find_input(raw_data, work_dir)
+    output, original = (files.work_path(work_dir, name) for name in (OUTPUT, ORIGINAL))
+    ours = output.exists() and _is_ours(output, files.work_path(work_dir, REPORT))
+    found = files.find_input(raw_data, work_dir)
     if found and not (output.exists() and found.samefile(output)):
         if found.is_file() or sources.find_files(found, artefacts(work_dir))[0]:
             return Job(found, "aside" if output.exists() and not ours else "", f"读取 {found}")
@@ -406,7 +404,7 @@ def plan(raw_data: str, work_dir: str) -> Job:
         return Job(output, "original", f"{missing}，清洗 {output}（原件留作 {ORIGINAL}）")
     if original.exists():
         return Job(original, "", f"{missing}，清洗 {original}")
-    raise common.UserError(
+    raise UserError(
         f"{missing}，{work_dir} 里也没有 {OUTPUT}。\n"
         "请把诗放进 RAW_DATA：例如下载公开的现代诗语料 https://github.com/sheepzh/poetry ，"
         "解压成 poetry/data/<作者>/*.pt，\n"
@@ -446,10 +444,10 @@ def _make_room(job: Job, work_dir: str) -> str:
     """写出之前给已有的 all_poems.json 改名；返回要告诉使用者的话。"""
     output, original = Path(work_dir) / OUTPUT, Path(work_dir) / ORIGINAL
     if job.keep == "aside":
-        return f"原来的 {OUTPUT} 不是清洗写出的（或被改过），已留作 {common.keep_aside(output)}"
+        return f"原来的 {OUTPUT} 不是清洗写出的（或被改过），已留作 {files.keep_aside(output)}"
     if job.keep == "original":
-        aside = common.keep_aside(original)
-        common.replace(output, original)
+        aside = files.keep_aside(original)
+        files.replace(output, original)
         said = f"原件已留作 {original}"
         return said + (f"，更早的原件留作 {aside}" if aside else "")
     return ""
@@ -465,20 +463,20 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Rep
     """
     job = plan(raw_data, work_dir)
     print(job.note)
-    files, skipped = sources.find_files(job.source, artefacts(work_dir))
+    found, skipped = sources.find_files(job.source, artefacts(work_dir))
     report = Report()
     for name in skipped:
         report.skipped.add(os.path.splitext(name)[1].lower() or "无后缀", where=name)
     with tempfile.TemporaryFile(dir=work_dir) as spill:
         index = Index(spill)
-        collect(files, index, report, min_chars)
+        collect(found, index, report, min_chars)
         if not index.offsets:
-            raise common.UserError(_nothing_left(job.source, report))
+            raise UserError(_nothing_left(job.source, report))
         copy_of, exact = find_copies(index, near_copy)
-        with common.atomic_write(Path(work_dir) / OUTPUT, "wb") as file:
+        with files.atomic_write(Path(work_dir) / OUTPUT, "wb") as file:
             sha256 = write_poems(index, copy_of, exact, file, report)
             summary = report.to_dict(_printable(str(job.source)), sha256)
-            with common.atomic_write(Path(work_dir) / REPORT) as report_file:
+            with files.atomic_write(Path(work_dir) / REPORT) as report_file:
                 json.dump(summary, report_file, ensure_ascii=False, indent=1)
             kept = _make_room(job, work_dir)
     print(report.text())
@@ -502,7 +500,7 @@ def main() -> None:
     try:
         report = clean(config.RAW_DATA, config.WORK_DIR, config.MIN_CHARS, config.NEAR_COPY)
     except OSError as error:
-        raise common.UserError(
+        raise UserError(
             f"读写文件时出错：{error}\n"
             "已有的文件没有改动。请检查磁盘空间与权限，再运行：python data_clean.py"
         ) from error
@@ -513,4 +511,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

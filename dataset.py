@@ -22,10 +22,9 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 
-import common
-from poems import dedup
-from poems import wording
-from poems import records
+from poems import dedup, records, wording
+from support import console, files
+from support.console import UserError
 
 MAGIC = b"POEMDATA"
 VERSION = 1
@@ -53,15 +52,15 @@ def iter_poems(path: Path | str, on_read: Callable[[int], None] | None = None) -
     """
     mend = "原文件没有动\n请运行：python data_clean.py"
     if not Path(path).is_file():
-        raise common.UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
+        raise UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
     try:
         for number, record in enumerate(records.iter_records(path, on_read=on_read), 1):
             problem = _poem_problem(record)
             if problem:
-                raise common.UserError(f"{path} 的第 {number} 首诗{problem}\n{mend}")
+                raise UserError(f"{path} 的第 {number} 首诗{problem}\n{mend}")
             yield record
     except ValueError as error:
-        raise common.UserError(f"{error}\n{mend}") from error
+        raise UserError(f"{error}\n{mend}") from error
 
 
 def _poem_problem(record):
@@ -80,7 +79,7 @@ def find_poems(work_dir: str) -> Path:
     """WORK_DIR 里的 all_poems.json；没有时抛出 UserError。"""
     path = Path(work_dir) / "all_poems.json"
     if not path.is_file():
-        raise common.UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
+        raise UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
     return path
 
 
@@ -89,15 +88,15 @@ def find_tokenizer(work_dir: str, choice: str = "auto") -> Path:
     names = {"hug": ("tokenizer_hug.json",), "bpe": ("tokenizer_bpe.json",)}
     names["auto"] = names["hug"] + names["bpe"]
     if choice not in names:
-        found = common.find_input(choice, work_dir)
+        found = files.find_input(choice, work_dir)
         if found is not None and found.is_file():
             return found
-        raise common.UserError(f"没有找到分词器 TOKENIZER={choice}（可写 auto、hug、bpe 或路径）")
+        raise UserError(f"没有找到分词器 TOKENIZER={choice}（可写 auto、hug、bpe 或路径）")
     for name in names[choice]:
         if (Path(work_dir) / name).is_file():
             return Path(work_dir) / name
     script = "train_BPEtokennizer.py" if choice == "bpe" else "hug_face_tokenizer.py"
-    raise common.UserError(
+    raise UserError(
         f"{work_dir} 里没有分词器（{' 或 '.join(names[choice])}）\n请运行：python {script}"
     )
 
@@ -137,7 +136,7 @@ def build(
         }
         writer = _Writer(tokenizer, settings, out.parent)
         with contextlib.closing(writer):
-            with common.progress(len(val), "编码") as bar:
+            with console.progress(len(val), "编码") as bar:
                 for count in writer.add_all(_batches(iter_poems(poems_path)), val):
                     bar.update(count)
             writer.finish(out, survey)
@@ -182,11 +181,11 @@ def _survey(path, names):
     """读第一遍：题目与作者写进临时文件 names，留下各诗的签名。"""
     survey = _Survey(names)
     size = Path(path).stat().st_size if Path(path).is_file() else 0
-    with common.progress(size, "查重", "B", unit_scale=True) as bar:
+    with console.progress(size, "查重", "B", unit_scale=True) as bar:
         for poems in _batches(iter_poems(path, on_read=bar.update)):
             survey.add(poems)
     if not survey.count:
-        raise common.UserError(f"{path} 里一首诗也没有\n请运行：python data_clean.py")
+        raise UserError(f"{path} 里一首诗也没有\n请运行：python data_clean.py")
     return survey
 
 
@@ -326,7 +325,7 @@ class _Writer:
         """两边拼成 dataset.bin。"""
         train, val = self.sides
         if not train.lengths:
-            raise common.UserError("没有一首诗有正文，什么也没有写\n请运行：python data_clean.py")
+            raise UserError("没有一首诗有正文，什么也没有写\n请运行：python data_clean.py")
         lengths = np.concatenate([_numpy(train.lengths), _numpy(val.lengths)])
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -401,7 +400,7 @@ def _write_file(out, header, pieces):
         place = _aligned(place + length * np.dtype(dtype).itemsize)
     header = {**header, "bytes": place, "arrays": table, "fingerprint": "0" * 64}
     size = len(_head_bytes(header))
-    with common.atomic_write(out, "wb") as file:
+    with files.atomic_write(out, "wb") as file:
         file.write(bytes(size))
         for name, (_, _, sources) in pieces.items():
             file.seek(size + table[name]["offset"])
@@ -448,33 +447,31 @@ def load(path: Path | str) -> PoemDataset:
     """内存映射打开 dataset.bin；没有、残缺、不是本项目的或版本太新时抛出 UserError。"""
     path = Path(path)
     if not path.is_file():
-        raise common.UserError(f"没有找到数据集 {path}\n{_BUILD}")
+        raise UserError(f"没有找到数据集 {path}\n{_BUILD}")
     try:
         with open(path, "rb") as file:
             header, start = _read_header(path, file)
             size, wanted = path.stat().st_size, start + header["bytes"]
             if size < wanted:
-                raise common.UserError(
-                    f"{path} 不完整：应有 {wanted} 字节，只有 {size} 字节\n{_BUILD}"
-                )
+                raise UserError(f"{path} 不完整：应有 {wanted} 字节，只有 {size} 字节\n{_BUILD}")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return PoemDataset(header, mapped, start)
     except OSError as error:
-        raise common.UserError(f"读不了 {path}：{error}\n{_BUILD}") from error
+        raise UserError(f"读不了 {path}：{error}\n{_BUILD}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise common.UserError(f"{path} 的头部已损坏：{error!r}\n{_BUILD}") from error
+        raise UserError(f"{path} 的头部已损坏：{error!r}\n{_BUILD}") from error
 
 
 def _read_header(path, file):
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size or head[:8] != MAGIC:
-        raise common.UserError(f"{path} 不是本项目的数据集文件\n{_BUILD}")
+        raise UserError(f"{path} 不是本项目的数据集文件\n{_BUILD}")
     _, version, length = _HEAD.unpack(head)
     if version != VERSION:
-        raise common.UserError(f"{path} 的格式版本是 {version}，本程序只认 {VERSION}\n{_BUILD}")
+        raise UserError(f"{path} 的格式版本是 {version}，本程序只认 {VERSION}\n{_BUILD}")
     text = file.read(length)
     if len(text) < length:
-        raise common.UserError(f"{path} 不完整：头部应有 {length} 字节，只有 {len(text)}\n{_BUILD}")
+        raise UserError(f"{path} 不完整：头部应有 {length} 字节，只有 {len(text)}\n{_BUILD}")
     return json.loads(text.decode("utf-8")), _aligned(_HEAD.size + length)
 
 

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
-import common
 import config
+from support import console, files, hardware
+from support.console import UserError
 
 OK, WARN, BAD = "ok", "warn", "bad"
 _MARKS = {OK: "✓", WARN: "!", BAD: "✗"}
@@ -70,7 +71,7 @@ def run_check(check: Callable[[], Findings]) -> list[Finding]:
     found = []
     try:
         found.extend(check())
-    except common.UserError as error:
+    except UserError as error:
         first, *rest = str(error).split("\n")
         found.append(Finding(BAD, _title(check), first, "\n".join(rest)))
     except ImportError as error:
@@ -220,9 +221,9 @@ def _check_cards(torch, name):
 
 def check_device() -> Findings:
     """设备与精度：这台机器上的选择。"""
-    device = common.pick_device(config.DEVICE)
-    dtype = common.dtype_name(common.pick_dtype(config.DTYPE, device))
-    native = common.native_bf16(device)
+    device = hardware.pick_device(config.DEVICE)
+    dtype = hardware.dtype_name(hardware.pick_dtype(config.DTYPE, device))
+    native = hardware.native_bf16(device)
     text = f"DEVICE={config.DEVICE} → {device.type}，DTYPE={config.DTYPE} → {dtype}；"
     text += "有 bf16 硬件" if native else "没有 bf16 硬件"
     if config.DTYPE == "bf16" and not native:
@@ -233,7 +234,7 @@ def check_device() -> Findings:
 
 def check_compiler() -> Findings:
     """编译：torch.compile 用不用得了。"""
-    problem = common.compiler_problem(common.pick_device(config.DEVICE))
+    problem = hardware.compiler_problem(hardware.pick_device(config.DEVICE))
     if problem is None:
         yield Finding(OK, "torch.compile", "可用")
     elif config.COMPILE == "on":
@@ -275,7 +276,7 @@ def check_disk() -> Findings:
         text = f"WORK_DIR={folder} 写不了：{error}"
         yield Finding(BAD, "磁盘", text, "换一个有写权限的目录：--WORK_DIR=…")
         return
-    free, one = common.free_bytes(existing), 12 * _parameters(config.VOCAB_SIZE)
+    free, one = files.free_bytes(existing), 12 * _parameters(config.VOCAB_SIZE)
     text = f"{existing.absolute()} 剩 {free / 1e9:.1f} GB；一个检查点至多约 {one / 1e9:.2f} GB"
     if free < one:
         yield Finding(BAD, "磁盘", text, "腾出空间，或换一个磁盘：--WORK_DIR=…")
@@ -308,11 +309,11 @@ def check_raw_data() -> Findings:
     """原始数据：RAW_DATA 在不在，有几个文件。"""
     from poems import sources
 
-    found = common.find_input(config.RAW_DATA, config.WORK_DIR)
-    files = sources.find_files(found)[0] if found else []
-    if files:
-        size = sum(file.size for file in files) / 1e6
-        yield Finding(OK, "原始数据", f"{found}：{len(files):,} 个文件，{size:.1f} MB")
+    found = files.find_input(config.RAW_DATA, config.WORK_DIR)
+    there = sources.find_files(found)[0] if found else []
+    if there:
+        size = sum(file.size for file in there) / 1e6
+        yield Finding(OK, "原始数据", f"{found}：{len(there):,} 个文件，{size:.1f} MB")
         return
     missing = f"{found} 里没有能读的文件" if found else f"没有 {config.RAW_DATA}"
     if any((Path(config.WORK_DIR) / name).exists() for name in ("all_poems.json", "dataset.bin")):
@@ -358,7 +359,7 @@ def _load_tokenizer(path):
         return tokenizer.HFTokenizer.load(path)
     except (OSError, ValueError) as error:
         script = "train_BPEtokennizer.py" if "bpe" in path.name else "hug_face_tokenizer.py"
-        raise common.UserError(f"{path.name} 不能用：{error}\npython {script}") from error
+        raise UserError(f"{path.name} 不能用：{error}\npython {script}") from error
 
 
 def tokenizer_files() -> list[Path]:
@@ -366,7 +367,7 @@ def tokenizer_files() -> list[Path]:
     folder = Path(config.WORK_DIR)
     paths = [folder / "tokenizer_hug.json", folder / "tokenizer_bpe.json"]
     if config.TOKENIZER not in ("auto", "hug", "bpe"):
-        paths.append(common.find_input(config.TOKENIZER, config.WORK_DIR) or Path(config.TOKENIZER))
+        paths.append(files.find_input(config.TOKENIZER, config.WORK_DIR) or Path(config.TOKENIZER))
     return [path for path in paths if path.is_file()]
 
 
@@ -432,7 +433,7 @@ def _dataset_fits(data, tok, path):
         try:
             if _load_tokenizer(file).fingerprint == tok.fingerprint:
                 names.append(file.name)
-        except common.UserError:
+        except UserError:
             continue
     if names:
         yield Finding(OK, "dataset.bin 与分词器", f"由 {'、'.join(names)} 编码")
@@ -486,7 +487,7 @@ def check_checkpoints() -> Findings:
             states[name] = checkpoint.load(folder / name)
             text = _checkpoint_text(states[name], checkpoint.tokenizer_of(states[name]))
             yield Finding(OK, name, text)
-        except (common.UserError, ValueError) as error:
+        except (UserError, ValueError) as error:
             spare = (folder / checkpoint.PREVIOUS).exists() and name == checkpoint.NEWEST
             mend = (
                 f"再运行一次训练会自动改用 {checkpoint.PREVIOUS}"
@@ -504,7 +505,7 @@ def _checkpoint_text(state, tok):
     model, here, best = state["model_config"], state.get("position"), state.get("best")
     text = f"完好，{model['n_block']} 层 × {model['dim']} 维，词表 {model['vocab_size']}"
     if tok.vocab_size != model["vocab_size"]:
-        raise common.UserError(f"分词器 {tok.vocab_size} 个 token，模型 {model['vocab_size']} 个")
+        raise UserError(f"分词器 {tok.vocab_size} 个 token，模型 {model['vocab_size']} 个")
     if here:
         text += f"，第 {here['update']} 次更新"
     if best and best["iter"]:
@@ -560,12 +561,12 @@ def _vocab_size():
     try:
         with dataset.load(Path(config.WORK_DIR) / "dataset.bin") as data:
             return data.header["vocab_size"]
-    except common.UserError:
+    except UserError:
         pass
     try:
         path = dataset.find_tokenizer(config.WORK_DIR, config.TOKENIZER)
         return _load_tokenizer(path).vocab_size
-    except common.UserError:
+    except UserError:
         return config.VOCAB_SIZE
 
 
@@ -605,7 +606,7 @@ def check_memory() -> Findings:
         device = torch.device("cuda")
         gib = torch.cuda.get_device_properties(device).total_memory / memory.GIB
         card = f"这张 {gib:.1f} GB 的显卡"
-        dtype = common.dtype_name(common.pick_dtype(config.DTYPE, device))
+        dtype = hardware.dtype_name(hardware.pick_dtype(config.DTYPE, device))
     peak = _predict("cuda", dtype, vocab)
     text = f"{dtype} 训练预计 {memory.pretty(peak)}，连上下文与碎片约 "
     text += f"{memory.pretty(memory.needed(peak))}；{card}"
@@ -614,7 +615,7 @@ def check_memory() -> Findings:
         yield Finding(OK, "显存", f"{text}放得下（估计，没有在显卡上核对过）")
     else:
         yield Finding(level, "显存", f"{text}放不下", _smaller(dtype, vocab, gib))
-    if common.pick_device(config.DEVICE).type == "cpu":
+    if hardware.pick_device(config.DEVICE).type == "cpu":
         yield from _check_ram(vocab)
 
 
@@ -636,7 +637,7 @@ def _smaller(dtype, vocab, gib):
 def _check_ram(vocab):
     from training import memory
 
-    dtype = common.dtype_name(common.pick_dtype(config.DTYPE, common.pick_device("cpu")))
+    dtype = hardware.dtype_name(hardware.pick_dtype(config.DTYPE, hardware.pick_device("cpu")))
     peak = _predict("cpu", dtype, vocab)
     text = f"在 CPU 上用 {dtype} 训练，张量预计 {memory.pretty(peak)}"
     free = _free_ram()
@@ -767,9 +768,7 @@ def tokenizer_report() -> int:
     """分词器报告；没有分词器时抛出 UserError。"""
     paths = tokenizer_files()
     if not paths:
-        raise common.UserError(
-            f"{config.WORK_DIR} 里还没有分词器。\n请运行：python hug_face_tokenizer.py"
-        )
+        raise UserError(f"{config.WORK_DIR} 里还没有分词器。\n请运行：python hug_face_tokenizer.py")
     texts = poem_texts()
     loaded = [(path, _load_tokenizer(path)) for path in paths]
     for path, tok in loaded:
@@ -900,4 +899,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

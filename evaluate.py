@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 
 import checkpoint
-import common
 import config
 import dataset
-from writing import engine
-from writing import originality
 from poems import wording
+from support import console, files, hardware
+from support.console import UserError
 from training import validation
-from common import UserError
+from writing import engine, originality
 
 SAMPLES = 32  # 写几首来看
 ROWS = 8  # 同时写几首
@@ -54,7 +53,7 @@ def validation_poems(data: dataset.PoemDataset) -> list:
 def load_poems(work_dir: str, given: str = "") -> tuple:
     """(诗的列表, 给人看的来源)。"""
     if given:
-        path = common.find_input(given, work_dir)
+        path = files.find_input(given, work_dir)
         if path is None:
             raise UserError(f"没有找到 DATA={given}（当前目录和 {work_dir} 里都没有）")
         return list(dataset.iter_poems(path)), str(path)
@@ -243,8 +242,8 @@ def main() -> None:
     if len(names) > 2:
         raise UserError(f"CHECKPOINT 里有 {len(names)} 个文件；一次最多比较 2 个")
     paths = [checkpoint.find(config.WORK_DIR, name) for name in names]
-    device = common.pick_device(config.DEVICE)
-    dtype = common.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
+    device = hardware.pick_device(config.DEVICE)
+    dtype = hardware.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
     poems, source = load_poems(config.WORK_DIR, config.DATA)
     print(f"用 {source}：{len(poems)} 首")
     options = {**config.sampling(), "context": "stop"}
@@ -271,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

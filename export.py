@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 import checkpoint
-import common
 import config
 from gpt import GPT, GPTConfig
+from support import console, files
+from support.console import UserError
 
 DEFAULT_OUT = {
     "hf": "export_hf",
@@ -81,7 +82,7 @@ def from_hf(tensors: dict, shape: GPTConfig) -> dict:
     pairs = weight_names(shape.n_block)
     missing = [name for _, theirs in pairs for name in theirs if name not in tensors]
     if missing:
-        raise common.UserError(f"Hugging Face 目录里缺少 {len(missing)} 个权重：{_few(missing)}")
+        raise UserError(f"Hugging Face 目录里缺少 {len(missing)} 个权重：{_few(missing)}")
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in GPT(shape).state_dict().items()}
     result, wrong = {}, []
@@ -90,7 +91,7 @@ def from_hf(tensors: dict, shape: GPTConfig) -> dict:
         if result[ours].shape != expected[ours]:
             wrong.append(f"{ours} {tuple(result[ours].shape)}，应为 {tuple(expected[ours])}")
     if wrong:
-        raise common.UserError(f"权重的形状与 config.json 不符：{_few(wrong)}")
+        raise UserError(f"权重的形状与 config.json 不符：{_few(wrong)}")
     return result
 
 
@@ -238,7 +239,7 @@ def write_hf(folder: Path, state: dict, sampling: dict) -> None:
 def float_weights(state: dict) -> dict:
     """检查点的 fp32 权重；int8 检查点在这里拒绝（它的权重已经有损）。"""
     if state.get("quantized"):
-        raise common.UserError(
+        raise UserError(
             "这是 quantize.py 量化过的 int8 模型，导出要用原来的 fp32 权重\n"
             "请运行：python export.py --CHECKPOINT=best_model.bin"
         )
@@ -246,7 +247,7 @@ def float_weights(state: dict) -> dict:
 
 
 def _write_text(path, text):
-    with common.atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text)
 
 
@@ -261,7 +262,7 @@ def _need(module, package):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise common.UserError(f"导出需要 {package}，请运行：pip install {package}") from error
+        raise UserError(f"导出需要 {package}，请运行：pip install {package}") from error
 
 
 # ── 导回 ──────────────────────────────────────────────────────────────
@@ -270,17 +271,17 @@ def _need(module, package):
 def read_hf(folder: Path) -> dict:
     """Hugging Face 目录 → 检查点的 state（没有优化器状态，不能接着训练）。"""
     load_file = _need("safetensors.torch", "safetensors").load_file
-    found = common.read_json(folder / "config.json")
+    found = files.read_json(folder / "config.json")
     shape = _shape_from_hf(found, folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise common.UserError(f"{folder} 里没有 .safetensors 权重文件")
+    parts = sorted(folder.glob("*.safetensors"))
+    if not parts:
+        raise UserError(f"{folder} 里没有 .safetensors 权重文件")
     tensors = {}
-    for path in files:  # 大模型会分成几个文件
+    for path in parts:  # 大模型会分成几个文件
         try:
             tensors.update(load_file(path))
         except Exception as error:  # safetensors 的异常类型随版本而变
-            raise common.UserError(f"{path} 读不了，可能已损坏：{error}") from error
+            raise UserError(f"{path} 读不了，可能已损坏：{error}") from error
     return {
         "version": checkpoint.VERSION,
         "model_config": shape.to_dict(),
@@ -299,9 +300,7 @@ def read_hf(folder: Path) -> dict:
 def _shape_from_hf(found, folder):
     problems = _unsupported(found)
     if problems:
-        raise common.UserError(
-            f"{folder / 'config.json'} 不是本项目能容纳的模型：" + "；".join(problems)
-        )
+        raise UserError(f"{folder / 'config.json'} 不是本项目能容纳的模型：" + "；".join(problems))
     rope = found.get("rope_parameters") or {}
     return GPTConfig(
         vocab_size=found["vocab_size"],
@@ -353,11 +352,11 @@ def _tokenizer_from_hf(folder, vocab_size):
         text = path.read_text(encoding="utf-8")
         tokenizer = checkpoint.tokenizer_of({"tokenizer": text})
     except OSError as error:
-        raise common.UserError(f"读不了 {path}：{error}") from error
+        raise UserError(f"读不了 {path}：{error}") from error
     except ValueError as error:
-        raise common.UserError(f"{path} 不能用作本项目的分词器：{error}") from error
+        raise UserError(f"{path} 不能用作本项目的分词器：{error}") from error
     if tokenizer.vocab_size != vocab_size:
-        raise common.UserError(
+        raise UserError(
             f"{path} 有 {tokenizer.vocab_size} 个 token，而 config.json 的词表是 {vocab_size}"
         )
     return tokenizer.to_json()
@@ -369,7 +368,7 @@ def _tokenizer_from_hf(folder, vocab_size):
 def write_gguf(folder: Path, state: dict, sampling: dict) -> None:
     """写 model-f32.gguf、model-f16.gguf、model-q8_0.gguf 与 Ollama 的 Modelfile。"""
     if not hasattr(_need("gguf", "gguf").MODEL_ARCH, "QWEN3"):
-        raise common.UserError("gguf 太旧，不认识 Qwen3 结构，请运行：pip install -U gguf")
+        raise UserError("gguf 太旧，不认识 Qwen3 结构，请运行：pip install -U gguf")
     for kind in GGUF_TYPES:
         write_gguf_file(folder / f"model-{kind.lower()}.gguf", state, sampling, kind)
     text = modelfile(state["tokenizer"], state["model_config"]["max_seq_len"], sampling)
@@ -508,10 +507,10 @@ def new_folder(target: Path):
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        say_aside(common.keep_aside(target))
-        common.replace(temporary, target)
+        say_aside(files.keep_aside(target))
+        files.replace(temporary, target)
     except OSError as error:
-        raise common.UserError(
+        raise UserError(
             f"写不了 {target}：{error}\n旧的输出没有被覆盖。请检查磁盘空间与目录权限，再运行一次"
         ) from error
     finally:
@@ -537,12 +536,12 @@ def export_folder(kind: str, source: Path, target: Path) -> None:
 def import_folder(source: Path, target: Path) -> None:
     """Hugging Face 目录 → 检查点。"""
     if not (source / "config.json").is_file():
-        raise common.UserError(
+        raise UserError(
             f"{source} 不是 Hugging Face 目录（里面没有 config.json）\n"
             "请运行：python export.py --FORMAT=checkpoint --CHECKPOINT=<目录>"
         )
     state = read_hf(source)
-    say_aside(common.keep_aside(target))
+    say_aside(files.keep_aside(target))
     checkpoint.save(target, state)
     print(f"已把 {source} 导入为 {target}\n接下来：python infere.py --CHECKPOINT={target}")
 
@@ -550,12 +549,12 @@ def import_folder(source: Path, target: Path) -> None:
 def main() -> None:
     config.load(__doc__)
     kind = config.FORMAT
-    target = common.work_path(config.WORK_DIR, config.OUT or DEFAULT_OUT[kind])
+    target = files.work_path(config.WORK_DIR, config.OUT or DEFAULT_OUT[kind])
     if kind == "checkpoint":
         given = config.CHECKPOINT or DEFAULT_OUT["hf"]
-        source = common.find_input(given, config.WORK_DIR)
+        source = files.find_input(given, config.WORK_DIR)
         if source is None:
-            raise common.UserError(
+            raise UserError(
                 f"没有找到 Hugging Face 目录 {given}\n"
                 "请运行：python export.py --FORMAT=checkpoint --CHECKPOINT=<目录>"
             )
@@ -569,4 +568,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import common
 from embeding import TokenEmbedding, gradient_of, rope_tables, rotate
+from support import hardware
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ class GPT(nn.Module):
         by_products = self.by_products
         if by_products is None:
             on_cpu = self.cos.device.type == "cpu"
-            by_products = on_cpu and common.autocast_dtype("cpu") is not None
+            by_products = on_cpu and hardware.autocast_dtype("cpu") is not None
         if by_products and cache is None:
             return Sight(length, by_products=True)
         mask = None
@@ -365,7 +365,7 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
         """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""
         weight = self.blocks[0].attn.qkv.weight
-        half = None if weight.device.type == "cpu" else common.autocast_dtype(weight.device.type)
+        half = None if weight.device.type == "cpu" else hardware.autocast_dtype(weight.device.type)
         dtype = dtype or half or weight.dtype
         capacity = capacity or self.config.max_seq_len
         return KVCache(self.config, batch, capacity, weight.device, dtype)
@@ -481,7 +481,7 @@ def linear_cross_entropy(
     sizes 见 chunk_rows，默认按设备。给了 scratch 就用它的内存；再用它之前要先反向，否则反向报错。
     """
     device = hidden.device.type
-    dtype = common.autocast_dtype(device) or hidden.dtype
+    dtype = hardware.autocast_dtype(device) or hidden.dtype
     sizes = sizes or chunk_rows(device)
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(

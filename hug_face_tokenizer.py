@@ -15,10 +15,11 @@ from typing import Callable, Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, trainers
 
-import common
 import config
-from poems import records
 import tokenizer
+from poems import records
+from support import console, files
+from support.console import UserError
 from tokenizer import BPETokenizer, HFTokenizer
 
 REPORT_BYTES = 8 << 20  # 小结最多看诗集里（均匀取的）这么多字节，免得久等
@@ -28,7 +29,7 @@ def find_poems(work_dir: str) -> Path:
     """WORK_DIR 里的 all_poems.json；没有时抛出 UserError。"""
     path = Path(work_dir) / "all_poems.json"
     if not path.is_file():
-        raise common.UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
+        raise UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
     return path
 
 
@@ -42,13 +43,13 @@ def poem_texts(path: Path, on_read: Callable[[int], None] | None = None) -> Iter
         for number, poem in enumerate(records.iter_records(path, on_read=on_read), 1):
             texts = _texts_of(poem)
             if texts is None:
-                raise common.UserError(
+                raise UserError(
                     f"{path} 的第 {number} 首诗不是"
                     f' {{"title": 字符串, "para": [字符串…], "author": 字符串}}\n{mend}'
                 )
             yield from texts
     except ValueError as error:
-        raise common.UserError(f"{error}\n{mend}") from error
+        raise UserError(f"{error}\n{mend}") from error
 
 
 def _texts_of(poem) -> list[str] | None:
@@ -64,12 +65,12 @@ def _texts_of(poem) -> list[str] | None:
 def training_texts(path: Path) -> Iterator[str]:
     """poem_texts，带读文件的进度条；一首诗也没有时抛出 UserError。"""
     found = 0
-    with common.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
+    with console.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
         for text in poem_texts(path, bar.update):
             found += bool(text)
             yield tokenizer.clean(text)
     if not found:
-        raise common.UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
+        raise UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
 
 
 def train(
@@ -113,7 +114,7 @@ def special_tokens() -> list[str]:
     try:
         BPETokenizer(tokens)
     except ValueError as error:
-        raise common.UserError(f"{error}\n请改 config.py 里的 PAD、IM_START、IM_END。") from error
+        raise UserError(f"{error}\n请改 config.py 里的 PAD、IM_START、IM_END。") from error
     return tokens
 
 
@@ -123,10 +124,10 @@ def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
     if path.is_file() and path.read_bytes() == text.encode("utf-8"):
         print(f"与已有的 {path} 完全相同，没有改动。")
         return
-    aside = common.keep_aside(path)
+    aside = files.keep_aside(path)
     if aside:
         print(f"原来的分词器改名为 {aside}；用它建的 dataset.bin 与模型都要重做才能配新的。")
-    with common.atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         file.write(text)
     print(f"已写入 {path}")
 
@@ -144,7 +145,7 @@ def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) 
     print(f"压缩：每个 token {found['chars_per_token']:.3f} 字（{found['chars']:,} 字{sample}）")
     print(f"切碎的字：{found['split_char_share']:.2%}；没用到的 token：{found['unused_tokens']}")
     print("最长的 token：" + " ".join(repr(text) for text in found["longest_tokens"][:6]))
-    print(f"用时：{common.duration(seconds)}")
+    print(f"用时：{console.duration(seconds)}")
 
 
 def main() -> None:
@@ -155,9 +156,9 @@ def main() -> None:
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
     made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
     seconds = time.monotonic() - started
-    save(made, common.work_path(config.WORK_DIR, "tokenizer_hug.json"))
+    save(made, files.work_path(config.WORK_DIR, "tokenizer_hug.json"))
     print_report(made, poems, seconds)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

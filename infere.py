@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import warnings
 
-import common
 import config
-from common import UserError
+from support import console
+from support.console import UserError
 
 
 def __getattr__(name):
@@ -361,4 +361,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

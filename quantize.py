@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 import checkpoint
-import common
 import config
 from kernels import int8
-from common import UserError
+from support import console, files
+from support.console import UserError
 
 NAME = "model_int8.bin"
 
@@ -47,12 +47,12 @@ def main() -> None:
     """量化 CHECKPOINT。"""
     config.load(__doc__)
     source = checkpoint.find(config.WORK_DIR, config.CHECKPOINT)
-    target = Path(config.OUT) if config.OUT else common.work_path(config.WORK_DIR, NAME)
+    target = Path(config.OUT) if config.OUT else files.work_path(config.WORK_DIR, NAME)
     if target.is_dir():
         target = target / NAME
     if target.resolve() == Path(source).resolve():
         raise UserError(f"输出 {target} 就是原来的模型，不能覆盖。请换一个 --OUT")
-    aside = common.keep_aside(target)
+    aside = files.keep_aside(target)
     if aside:
         print(f"原有的 {target.name} 改名为 {aside.name}")
     before, after = quantize_file(source, target)
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

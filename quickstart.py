@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from support import bootstrap
-import common
+from support import bootstrap, console, files
+from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent
 OUT = ROOT / "quickstart_out"
@@ -60,7 +60,7 @@ def prepare_folder() -> None:
     stamp = hashlib.sha256(text).hexdigest()
     file = OUT / "preset.sha256"
     if OUT.exists() and (not file.exists() or file.read_text(encoding="utf-8") != stamp):
-        print(f"诗或预设变了，旧的产物改名为 {common.keep_aside(OUT).name}")
+        print(f"诗或预设变了，旧的产物改名为 {files.keep_aside(OUT).name}")
     OUT.mkdir(exist_ok=True)
     file.write_text(stamp, encoding="utf-8")
 
@@ -69,7 +69,7 @@ def run_script(name: str) -> None:
     """用这个解释器运行一个脚本；失败就以它的退出码停下（原因它已经说了）。"""
     code = subprocess.call([sys.executable, str(ROOT / name), *overrides()], cwd=str(ROOT))
     if code:
-        raise common.UserError(f"{name} 没有成功（退出码 {code}），原因见上。")
+        raise UserError(f"{name} 没有成功（退出码 {code}），原因见上。")
 
 
 def validation_at_start() -> float:
@@ -124,7 +124,7 @@ def inside() -> None:
     print(f"验证集：{start:.2f} → {end:.2f} 比特/字，下降 {1 - end / start:.0%}")
     picture = OUT / "loss.png"
     print(f"损失曲线：{picture if picture.exists() else '（没有 matplotlib，未画图）'}")
-    print(f"用时：{common.duration(time.time() - began)}（不含安装）")
+    print(f"用时：{console.duration(time.time() - began)}（不含安装）")
     _next_commands()
 
 
@@ -158,7 +158,7 @@ def main() -> int:
         print(__doc__)
         return 0 if sys.argv[1] in ("-h", "--help") else 2
     if shutil.disk_usage(ROOT).free < 200 << 20:
-        raise common.UserError(f"{ROOT} 所在的磁盘不到 200 MB 空闲，请先腾出空间。")
+        raise UserError(f"{ROOT} 所在的磁盘不到 200 MB 空闲，请先腾出空间。")
     python = bootstrap.ensure_environment(
         [ROOT / "requirements.txt"], bootstrap.RUN_MODULES, optional=["matplotlib"]
     )
@@ -166,4 +166,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

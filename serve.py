@@ -27,16 +27,16 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from web import chat_api
-import common
 import config
-from web import live
+from support import console, files
+from support.console import UserError
+from web import chat_api, live
 from web.chat_api import ApiError
 
 MAX_BODY = 1 << 20  # 请求体最多多少字节
 BODY_SECONDS = 30  # 请求体最多等多久
 MAX_ROWS = 16  # 一批最多同时写几首；再多的排队
-_HERE = Path(__file__).resolve().parent
+_PAGES = Path(__file__).resolve().parent / "web"
 _NO_ENGINE = "还没有可用的模型。请先运行 python train_gpt.py，训练的进展见 /train"
 
 
@@ -66,7 +66,7 @@ class Service:
             loop = asyncio.get_running_loop()
             try:
                 self._engine = await loop.run_in_executor(None, self.load_once)
-            except common.UserError as error:
+            except UserError as error:
                 self._complain(f"模型载入不了：{error}")
                 raise ApiError(503, _NO_ENGINE, "model_not_ready") from None
         return self._engine
@@ -93,7 +93,7 @@ class Service:
         try:
             for index in range(ask.n):
                 handles.append(engine.submit(ask.question, **self._options(ask, index)))
-        except (common.UserError, ValueError) as error:
+        except (UserError, ValueError) as error:
             for handle in handles:
                 handle.cancel()
             raise ApiError(400, str(error), "invalid_value") from None
@@ -355,7 +355,7 @@ def _page(name):
     """一个自足的 HTML 文件，带着只许它自己的脚本运行的 CSP。"""
     from starlette.responses import Response
 
-    html = (_HERE / name).read_text(encoding="utf-8")  # 换行一律成 \n，散列才与浏览器算的相同
+    html = (_PAGES / name).read_text(encoding="utf-8")  # 换行一律成 \n，散列才与浏览器算的相同
     headers = {"Content-Security-Policy": content_policy(html)}
 
     async def show(request):
@@ -435,7 +435,7 @@ def is_loopback(host: str) -> bool:
 def check_address(host: str, key: str) -> None:
     """对外监听而没有密钥：不启动。"""
     if not is_loopback(host) and not key:
-        raise common.UserError(
+        raise UserError(
             f"HOST={host} 会让别的机器也能访问，必须设置密钥。\n"
             f"请运行：python serve.py --HOST={host} --API_KEY=你的密钥"
         )
@@ -450,7 +450,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)  # Windows 上占用也会是 EACCES
         reason = "端口已被占用，或没有权限" if taken else str(error)
-        raise common.UserError(
+        raise UserError(
             f"不能监听 {host}:{port}：{reason}\n"
             f"请换一个端口：python serve.py --PORT={port % 65535 + 1}"
         ) from error
@@ -492,7 +492,7 @@ def _load_engine():
 def _load_first(service):
     """启动时就载入模型；一个模型文件都没有时照样启动，训练页可用，有了模型再载入。"""
     names = [config.CHECKPOINT] if config.CHECKPOINT else ["best_model.bin", "checkpoint.bin"]
-    if config.CHECKPOINT or any(common.find_input(n, config.WORK_DIR) for n in names):
+    if config.CHECKPOINT or any(files.find_input(n, config.WORK_DIR) for n in names):
         service.load_once()
     else:
         print("还没有模型，先只能看训练页；训练出 best_model.bin 后刷新网页就能写诗。")
@@ -508,7 +508,7 @@ def _import_uvicorn():
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise common.UserError(
+        raise UserError(
             f"网页与接口要用 {error.name}，还没有安装。\n"
             f"请运行：{sys.executable} -m pip install starlette uvicorn"
         ) from error
@@ -516,4 +516,4 @@ def _import_uvicorn():
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

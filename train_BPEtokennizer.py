@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import common
 import config
 import hug_face_tokenizer
+from support import console, files
 from tokenizer import BPETokenizer, HFTokenizer
 
 
@@ -23,7 +23,7 @@ def train(poems: Path, vocab_size: int, special_tokens: list[str]) -> BPETokeniz
     def on_token(size: int) -> None:
         nonlocal bar
         if bar is None:  # 读完诗、学到第一个合并时才出现
-            bar = common.progress(vocab_size, "学合并", "个", initial=size - 1)
+            bar = console.progress(vocab_size, "学合并", "个", initial=size - 1)
         bar.update()
 
     try:
@@ -53,10 +53,10 @@ def main() -> None:
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
     made = train(poems, config.VOCAB_SIZE, tokens)
     seconds = time.monotonic() - started
-    hug_face_tokenizer.save(made, common.work_path(config.WORK_DIR, "tokenizer_bpe.json"))
+    hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, "tokenizer_bpe.json"))
     hug_face_tokenizer.print_report(made, poems, seconds)
     compare(made, Path(config.WORK_DIR) / "tokenizer_hug.json")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

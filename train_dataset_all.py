@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import common
 import config
-from poems import wording
 import train_dataset_one
+from poems import wording
+from support import console
 
 
 def print_kinds(counts: dict, examples: dict) -> None:
@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import common
 import config
 import dataset
 import tokenizer
+from support import console, files
+from support.console import UserError
 
 
 def load_tokenizer():
@@ -17,7 +18,7 @@ def load_tokenizer():
     try:
         tok = tokenizer.HFTokenizer.load(path)
     except (OSError, ValueError) as error:
-        raise common.UserError(
+        raise UserError(
             f"分词器 {path} 读不了：{error}\n请运行：python hug_face_tokenizer.py"
         ) from error
     print(f"分词器：{path}（词表 {tok.vocab_size}）")
@@ -30,7 +31,7 @@ def build(shares: dict | None, prompts_per_poem: int) -> dict:
     """按配置建 dataset.bin，打印结果，返回统计；train_dataset_all.py 也用它。"""
     poems = dataset.find_poems(config.WORK_DIR)
     tok = load_tokenizer()
-    out = common.work_path(config.WORK_DIR, "dataset.bin")
+    out = files.work_path(config.WORK_DIR, "dataset.bin")
     report = dataset.build(
         poems,
         tok,
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

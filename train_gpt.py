@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import common
 import config
+from support import console
 from training import loop
 
 
@@ -13,4 +13,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

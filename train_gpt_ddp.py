@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import sys
 
-import common
 import config
-from training import distributed
-from training import loop
+from support import console
+from training import distributed, loop
 
 
 def main() -> int:
@@ -25,4 +24,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

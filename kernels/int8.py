@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gpt import GPT, GPTConfig
-
 MARK = "int8"
 _FEW_ROWS = 32  # 行数不超过它才用 int8 矩阵乘；再多时还原成 fp32 更快
 
@@ -107,26 +105,3 @@ def fast_problem() -> str | None:
     except (RuntimeError, NotImplementedError, TypeError):
         return "这台机器的 int8 矩阵乘用不了"
     return None if bool((found == -32).all()) else "这台机器的 int8 矩阵乘结果不对"
-
-
-def build(config: GPTConfig, state: dict, device: str = "cpu") -> GPT:
-    """量化检查点 → 模型：能用 int8 矩阵乘时权重保持 int8，否则还原成 fp32。
-
-    device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的）。
-    """
-    model = GPT(config)
-    if torch.device(device).type != "cpu" or fast_problem() or config.dim % 32 or config.ff % 32:
-        model.load_state_dict(restore_weights(state["weights"]))
-        return model.eval()
-    model.embed = Int8Embedding(config.vocab_size, config.dim)
-    for block in model.blocks:
-        for owner, name in (
-            (block.attn, "qkv"),
-            (block.attn, "out"),
-            (block.mlp, "gate_up"),
-            (block.mlp, "down"),
-        ):
-            old = getattr(owner, name)
-            setattr(owner, name, Int8Linear(old.out_features, old.in_features))
-    model.load_state_dict(state["weights"])
-    return model.eval()

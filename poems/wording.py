@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from typing import List, Tuple
 
-import common
+from support.console import UserError
 
 KINDS = (
     "title",
@@ -77,7 +77,7 @@ class ChatFormat:
         """
         shortest = len(self.prefix(self.tok.encode(question_text(""))))
         if shortest + MIN_BODY > max_len:
-            raise common.UserError(
+            raise UserError(
                 f"上下文太短：光是对话格式就要 {shortest} 个 token，全长只有 {max_len}\n"
                 "请调大 MAX_SEQ_LEN 或分词器的 VOCAB_SIZE"
             )
@@ -421,7 +421,7 @@ def parse_shares(text: str) -> dict[str, float]:
     if not problems and not any(shares.values()):
         problems.append("至少要有一种比例大于 0")
     if problems:
-        raise common.UserError(
+        raise UserError(
             f"PROMPT_SHARES={text!r} 有误：{'；'.join(problems)}\n可用的种类：{' '.join(KINDS)}\n"
             "请改 config.py，或用 --PROMPT_SHARES=title=30,author=6 这样的写法覆盖"
         )

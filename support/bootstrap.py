@@ -1,6 +1,6 @@
 """运行环境：现用的 Python 什么都有就用它，否则建好并重复使用项目旁的 .venv。
 
-只用标准库，因为这时可能什么都还没有装。python bootstrap.py 备好测试环境并打印解释器的路径。
+只用标准库，因为这时可能什么都还没有装。python -m support.bootstrap 备好测试环境并打印解释器的路径。
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-import common
+from support import console, files
+from support.console import UserError
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = "installed.json"  # 放在 .venv 里：装过的依赖的摘要
 MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"  # 默认索引两次不成时换它
@@ -49,7 +50,7 @@ def ensure_environment(requirements: list, modules: list, optional: list = ()) -
     _install(python, requirements)
     missing = missing_modules(python, modules)
     if missing:
-        raise common.UserError(f"安装之后仍然缺少 {'、'.join(missing)}，请查看上面 pip 的输出")
+        raise UserError(f"安装之后仍然缺少 {'、'.join(missing)}，请查看上面 pip 的输出")
     if optional and not _pip(python, _arguments(optional)):
         print("有可选的依赖没有装上，不影响核心功能。", flush=True)
     _remember(stamp)
@@ -107,7 +108,7 @@ def _runs(python):
 
 def _create(folder):
     """建虚拟环境；已有但跑不起来的（换过 Python、搬过目录）改名留在旁边。"""
-    aside = common.keep_aside(folder)
+    aside = files.keep_aside(folder)
     if aside is not None:
         print(f"原来的 {folder.name} 已经不能运行，改名为 {aside.name}", flush=True)
     result = subprocess.run(
@@ -118,7 +119,7 @@ def _create(folder):
     )
     if result.returncode or not _runs(venv_python(folder)):
         shutil.rmtree(folder, ignore_errors=True)
-        raise common.UserError(
+        raise UserError(
             f"建不了虚拟环境 {folder}：\n{result.stdout.decode(errors='replace').strip()}\n"
             "Debian、Ubuntu 请先运行：sudo apt install python3-venv\n"
             f"也可以自己安装依赖：{sys.executable} -m pip install -r requirements.txt"
@@ -133,7 +134,7 @@ def _stamps():
 
 
 def _remember(stamp):
-    with common.atomic_write(VENV / STAMP) as file:
+    with files.atomic_write(VENV / STAMP) as file:
         json.dump([*_stamps(), stamp], file)
 
 
@@ -165,7 +166,7 @@ def _install(python, requirements):
         print(f"第 {number} 次安装没有成功（共试 {len(attempts)} 次）。", flush=True)
         time.sleep(2)
     command = " ".join(["-m pip install", *_arguments(requirements)])
-    raise common.UserError(
+    raise UserError(
         f"依赖没有装上（Python {platform.python_version()}），原因见上面 pip 的输出。\n"
         "已下载的部分 pip 会记住；请检查网络、代理与磁盘空间，然后重新运行同一条命令。\n"
         f"也可以手动安装：{python} {command}"
@@ -252,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

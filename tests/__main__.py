@@ -10,8 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from support import bootstrap  # noqa: E402
-import common  # noqa: E402
+from support import bootstrap, console  # noqa: E402
 
 # 没有也能测，只是少几个独立的对照：模块 → 安装时的名字
 ORACLES = {
@@ -47,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

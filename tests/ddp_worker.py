@@ -15,17 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import common
 import config
-from training import distributed
-from training import runlog
-from training import loop
+from support import hardware
+from support.console import UserError
+from training import distributed, loop, runlog
 
 
 def train(case: dict, rank: int = 0) -> dict:
     """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
-    kept = common.measure_peak, runlog.draw, loop.Run.sample_poem
-    common.measure_peak = lambda *_: 1e9
+    kept = hardware.measure_peak, runlog.draw, loop.Run.sample_poem
+    hardware.measure_peak = lambda *_: 1e9
     runlog.draw = lambda *_: False
     loop.Run.sample_poem = lambda *_, **__: "诗"
     if "port" in case:
@@ -43,13 +42,13 @@ def train(case: dict, rank: int = 0) -> dict:
     loop.Run._update = update
     try:
         return {"result": loop.train(values)}
-    except common.UserError as error:
+    except UserError as error:
         return {"refused": str(error), "kind": type(error).__name__}
     except distributed.Told:
         return {"told": True}
     finally:
         loop.Run._update = real_update
-        common.measure_peak, runlog.draw, loop.Run.sample_poem = kept
+        hardware.measure_peak, runlog.draw, loop.Run.sample_poem = kept
 
 
 def _trouble(case, number, run):

@@ -20,7 +20,8 @@ import threading
 import time
 from pathlib import Path
 
-import common
+from support import console
+from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTINCT = 20  # 多少个不同的（题目, 种子）
@@ -43,7 +44,7 @@ def main() -> None:
     print_table(report)
     print(json.dumps(report, ensure_ascii=False))
     if report["lost"] or report["mixed_up"]:
-        raise common.UserError("有丢失或不符的回答")
+        raise UserError("有丢失或不符的回答")
 
 
 class Server:
@@ -65,7 +66,7 @@ class Server:
                     return self
             except httpx.TransportError:
                 time.sleep(0.2)
-        raise common.UserError("serve.py 没有起来，原因见上")
+        raise UserError("serve.py 没有起来，原因见上")
 
     def __exit__(self, *_):
         self.process.terminate()
@@ -187,4 +188,4 @@ def _tiny_checkpoint(folder):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 import checkpoint
-import common
-from training import runlog
+from support import console
+from support.console import UserError
 from tests import small_run
+from training import runlog
 
 UPDATES = 1500
 CHANGES = {"ACCUM_STEPS": 1, "TRAIN_ITER": UPDATES, "SAVE_EVERY": 4, "EVAL_EVERY": 40}
@@ -40,7 +41,7 @@ def main() -> None:
         report = drill(Path(folder), given.kills, random.Random(given.seed))
     print(json.dumps(report, ensure_ascii=False))
     if report["different"]:
-        raise common.UserError("与没被打扰的训练不同：" + "、".join(report["different"]))
+        raise UserError("与没被打扰的训练不同：" + "、".join(report["different"]))
 
 
 def drill(folder: Path, kills: int, rng: random.Random) -> dict:
@@ -49,13 +50,13 @@ def drill(folder: Path, kills: int, rng: random.Random) -> dict:
     calm, harried = (small_run.work_dir(folder / name, data) for name in ("calm", "harried"))
     launch(calm).wait()
     aims = {"save": 0, "start": 0, "train": 0}
-    with common.progress(kills, "杀死", "次") as bar:
+    with console.progress(kills, "杀死", "次") as bar:
         for _ in range(kills):
             aim = rng.choices(("save", "start", "train"), (2, 1, 2))[0]
             process = launch(harried)
             killed = strike(process, harried, aim, rng)
             if not killed:
-                raise common.UserError(f"训练在杀满 {kills} 次以前就结束了；请减小 --kills")
+                raise UserError(f"训练在杀满 {kills} 次以前就结束了；请减小 --kills")
             aims[aim] += 1
             bar.update(1)
     reached = len(runlog.read(harried / runlog.LOG))
@@ -149,4 +150,4 @@ def digest(value) -> str:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import common
+from support import console
 from tests.load_serve import Server
 from tests.server import CHROMIUM, FLAGS
 
@@ -67,4 +67,4 @@ def _shoot(page, path):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

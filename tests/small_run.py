@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import common
 import config
 import dataset
+from support import files
 from tests.tiny_tokenizer import train as train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ SMALL = {
 
 def build_data(folder: Path, count: int = 60, vocab: int = 420, **options) -> Path:
     """自带诗的前 count 首 → folder/dataset.bin。"""
-    poems = common.read_json(ROOT / "sample_poems.json")[:count]
+    poems = files.read_json(ROOT / "sample_poems.json")[:count]
     path = folder / "all_poems.json"
     path.write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
     tok = train_tokenizer(["\n\n".join(poem["para"]) for poem in poems], vocab)

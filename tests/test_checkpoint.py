@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import checkpoint
-import common
+from support.console import UserError
 from tests import tiny_model
 
 
@@ -53,7 +53,7 @@ def test_every_bit_flip_and_truncation_is_noticed(saved, tmp_path):
     path = tmp_path / "damaged.bin"
     for bad in damaged:
         path.write_bytes(bad)
-        with pytest.raises(common.UserError):
+        with pytest.raises(UserError):
             checkpoint.load(path)
 
 
@@ -66,13 +66,13 @@ def test_unsealed_file_is_verified_by_its_zip_checksums(saved, tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "x.bin"
-    with pytest.raises(common.UserError, match="没有找到"):
+    with pytest.raises(UserError, match="没有找到"):
         checkpoint.load(path)
     torch.save({"a": 1}, path)
-    with pytest.raises(common.UserError, match="不是本项目的检查点"):
+    with pytest.raises(UserError, match="不是本项目的检查点"):
         checkpoint.load(path)
     torch.save({**tiny_model.save(tmp_path / "y.bin"), "version": 99}, path)
-    with pytest.raises(common.UserError, match="99"):
+    with pytest.raises(UserError, match="99"):
         checkpoint.load(path)
 
 
@@ -83,7 +83,7 @@ def test_pickled_code_is_never_run(tmp_path):
 
     path = tmp_path / "evil.bin"
     torch.save({"weights": Evil()}, path)
-    with pytest.raises(common.UserError):
+    with pytest.raises(UserError):
         checkpoint.load(path)
 
 
@@ -96,24 +96,24 @@ def test_failed_save_keeps_the_old_file(saved, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(common.UserError, match="腾出空间"):
+    with pytest.raises(UserError, match="腾出空间"):
         checkpoint.save(path, state, keep_previous=True)
     assert path.read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
 
 def test_find_prefers_best_and_names_the_script(tmp_path):
-    with pytest.raises(common.UserError, match=r"train_gpt\.py"):
+    with pytest.raises(UserError, match=r"train_gpt\.py"):
         checkpoint.find(str(tmp_path))
     tiny_model.save(tmp_path / "checkpoint.bin")
     assert checkpoint.find(str(tmp_path)).name == "checkpoint.bin"
     tiny_model.save(tmp_path / "best_model.bin")
     assert checkpoint.find(str(tmp_path)).name == "best_model.bin"
-    with pytest.raises(common.UserError, match="没有找到模型"):
+    with pytest.raises(UserError, match="没有找到模型"):
         checkpoint.find(str(tmp_path), "other.bin")
 
 
 def test_tokenizer_of_another_size_is_refused(tmp_path):
     state = tiny_model.save(tmp_path / "m.bin")
     state["model_config"] = {**state["model_config"], "vocab_size": 999}
-    with pytest.raises(common.UserError, match="分词器"):
+    with pytest.raises(UserError, match="分词器"):
         checkpoint.rebuild(state)

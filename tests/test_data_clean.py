@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import common
 import data_clean
-from poems import mend
-from poems import sources
+from poems import mend, sources
+from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARS = [chr(code) for code in range(0x4E00, 0x4E00 + 600)]
@@ -448,7 +447,7 @@ def test_work_dir_inside_raw_data_is_not_read_back(raw: Path) -> None:
 
 def test_empty_raw_folder_falls_back(raw: Path, work: Path) -> None:
     write(raw / "readme.md", "什么也没有")
-    with pytest.raises(common.UserError, match="sheepzh/poetry"):
+    with pytest.raises(UserError, match="sheepzh/poetry"):
         clean(raw, work)
     write(work / "all_poems.json", [poem(1)])
     assert len(clean(raw, work)) == 1
@@ -458,7 +457,7 @@ def test_empty_raw_folder_falls_back(raw: Path, work: Path) -> None:
 
 
 def test_nothing_to_read(work: Path) -> None:
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         clean(work / "none", work)
     for part in ("none", "sheepzh/poetry", "poetry/data", "python quickstart.py"):
         assert part in str(caught.value)
@@ -468,7 +467,7 @@ def test_nothing_to_read(work: Path) -> None:
 def test_broken_json_loses_nothing(work: Path) -> None:
     broken = '[\n  {\n    "title": "x",\n    "para": ["x"],\n    "author": "x"\n  },\n  }\n]\n'
     write(work / "all_poems.json", broken)
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         clean(work / "none", work)
     message = str(caught.value)
     for part in ("all_poems.json", "第 7 行第 3 列", ">>>}", "删去", "没有改动任何文件"):
@@ -480,7 +479,7 @@ def test_broken_json_loses_nothing(work: Path) -> None:
 def test_no_usable_poem_is_an_error_and_changes_nothing(raw: Path, work: Path) -> None:
     mine = write(work / "all_poems.json", [poem(1)]).read_bytes()
     write(raw / "a.json", [poem(1, para=["短"]), {"title": "无"}])
-    with pytest.raises(common.UserError, match=f"{mend.TOO_SHORT} 1 首"):
+    with pytest.raises(UserError, match=f"{mend.TOO_SHORT} 1 首"):
         clean(raw, work)
     assert [path.name for path in work.iterdir()] == ["all_poems.json"]
     assert (work / "all_poems.json").read_bytes() == mine

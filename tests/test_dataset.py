@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import common
 import config
 import dataset
-from poems import wording
 import tokenizer
+from poems import wording
+from support.console import UserError
 from tests import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,7 +263,7 @@ def test_failed_build_keeps_the_old_file(source, tok, tmp_path):
     out = tmp_path / "dataset.bin"
     build(source, tok, out)[0].close()
     before = out.read_bytes()
-    with pytest.raises(common.UserError, match="MAX_SEQ_LEN"):
+    with pytest.raises(UserError, match="MAX_SEQ_LEN"):
         build(source, tok, out, max_seq_len=16)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.bin"]
@@ -300,11 +300,11 @@ def test_unusable_files_are_explained(source, tok, tmp_path):
     build(source, tok, out)[0].close()
     for content, words in damaged_files(out.read_bytes()).values():
         out.write_bytes(content)
-        with pytest.raises(common.UserError, match=words) as error:
+        with pytest.raises(UserError, match=words) as error:
             dataset.load(out)
         assert "python train_dataset_one.py" in str(error.value)
     out.unlink()
-    with pytest.raises(common.UserError, match="没有找到"):
+    with pytest.raises(UserError, match="没有找到"):
         dataset.load(out)
 
 
@@ -324,7 +324,7 @@ def test_bad_poem_files_are_explained(text, words, tok, tmp_path):
     source = tmp_path / "all_poems.json"
     if text is not None:
         source.write_text(text, encoding="utf-8")
-    with pytest.raises(common.UserError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         dataset.build(source, tok, tmp_path / "dataset.bin")
     assert "python data_clean.py" in str(error.value)
     assert not (tmp_path / "dataset.bin").exists()
@@ -334,9 +334,9 @@ def test_bad_poem_files_are_explained(text, words, tok, tmp_path):
 
 
 def test_find_tokenizer(tmp_path):
-    with pytest.raises(common.UserError, match=r"python hug_face_tokenizer\.py"):
+    with pytest.raises(UserError, match=r"python hug_face_tokenizer\.py"):
         dataset.find_tokenizer(str(tmp_path))
-    with pytest.raises(common.UserError, match=r"python train_BPEtokennizer\.py"):
+    with pytest.raises(UserError, match=r"python train_BPEtokennizer\.py"):
         dataset.find_tokenizer(str(tmp_path), "bpe")
     (tmp_path / "tokenizer_bpe.json").write_text("{}", encoding="utf-8")
     assert dataset.find_tokenizer(str(tmp_path)).name == "tokenizer_bpe.json"
@@ -346,7 +346,7 @@ def test_find_tokenizer(tmp_path):
     given = tmp_path / "mine.json"
     given.write_text("{}", encoding="utf-8")
     assert dataset.find_tokenizer(str(tmp_path), "mine.json") == given
-    with pytest.raises(common.UserError, match="nope"):
+    with pytest.raises(UserError, match="nope"):
         dataset.find_tokenizer(str(tmp_path), "nope.json")
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from support import bootstrap
 import checkpoint
-import common
 import config
 import dataset
 import diagnose
 import gpt
-from training import memory
 import tokenizer
+from support import bootstrap, files
+from support.console import UserError
+from training import memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ("山里的雪落在旧屋檐上", "一只鸟在想方向", "河水慢慢流过黄昏", "灯下的人写完一封信")
@@ -222,7 +222,7 @@ def test_driver_too_old_for_the_build(monkeypatch, settings):
 def test_full_disk(monkeypatch, settings, tmp_path):
     settings(WORK_DIR=str(tmp_path / "还没有"))
     assert levels(diagnose.check_disk) == {"磁盘": diagnose.OK}
-    monkeypatch.setattr(common, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
     assert levels(diagnose.check_disk) == {"磁盘": diagnose.BAD}
 
 
@@ -319,7 +319,7 @@ def test_tokenizer_report_shows_real_characters(copy, capsys):
 
 def test_tokenizer_report_without_a_tokenizer(tmp_path, settings):
     settings(WORK_DIR=str(tmp_path))
-    with pytest.raises(common.UserError, match=r"hug_face_tokenizer\.py"):
+    with pytest.raises(UserError, match=r"hug_face_tokenizer\.py"):
         diagnose.tokenizer_report()
 
 

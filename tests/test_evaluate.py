@@ -13,11 +13,11 @@ import torch
 
 import checkpoint
 import evaluate
-from poems import wording
 import quantize
+from poems import wording
 from tests import tiny_model
 from tests.conftest import ROOT
-from tests.test_originality import write_dataset
+from tests.writing.test_originality import write_dataset
 
 
 def run(*arguments):

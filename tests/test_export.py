@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import checkpoint
-import common
 import config
 import export
 from gpt import GPT, GPTConfig
+from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLIT = (
@@ -172,10 +172,10 @@ def test_missing_or_misshapen_weights_are_named(model):
     tensors = export.to_hf(checkpoint.weights_of(model), model.config)
     wrong = dict(tensors)
     wrong["model.norm.weight"] = torch.ones(3)
-    with pytest.raises(common.UserError, match=r"norm\.weight"):
+    with pytest.raises(UserError, match=r"norm\.weight"):
         export.from_hf(wrong, model.config)
     del tensors["model.layers.2.mlp.up_proj.weight"]
-    with pytest.raises(common.UserError, match=r"layers\.2\.mlp\.up_proj"):
+    with pytest.raises(UserError, match=r"layers\.2\.mlp\.up_proj"):
         export.from_hf(tensors, model.config)
 
 
@@ -280,7 +280,7 @@ def test_foreign_models_are_refused(hf_folder, tmp_path, change, word):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     found = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**found, **change}), encoding="utf-8")
-    with pytest.raises(common.UserError, match=word):
+    with pytest.raises(UserError, match=word):
         export.read_hf(tmp_path)
 
 
@@ -289,7 +289,7 @@ def test_damaged_weights_are_reported(hf_folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(common.UserError, match=r"model\.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         export.read_hf(tmp_path)
 
 
@@ -449,7 +449,7 @@ def test_script_writes_gguf_where_asked(work_dir, monkeypatch):
 def test_old_gguf_package_is_explained(work_dir, monkeypatch):
     gguf = pytest.importorskip("gguf", reason="没有安装 gguf")
     monkeypatch.setattr(gguf, "MODEL_ARCH", object())
-    with pytest.raises(common.UserError, match="pip install -U gguf"):
+    with pytest.raises(UserError, match="pip install -U gguf"):
         run(monkeypatch, "--FORMAT=gguf")
     assert {path.name for path in work_dir.iterdir()} == {"best_model.bin"}
 
@@ -460,22 +460,22 @@ def test_failed_export_leaves_the_old_one(work_dir, state, monkeypatch):
     before = (work_dir / "export_hf" / "config.json").stat().st_mtime_ns
 
     def fail(*_):
-        raise common.UserError("写到一半")
+        raise UserError("写到一半")
 
     monkeypatch.setattr(export, "_write_json", fail)
-    with pytest.raises(common.UserError):
+    with pytest.raises(UserError):
         run(monkeypatch, "--FORMAT=hf")
     assert (work_dir / "export_hf" / "config.json").stat().st_mtime_ns == before
     assert {path.name for path in work_dir.iterdir()} == {"best_model.bin", "export_hf"}
 
 
 def test_int8_checkpoint_is_refused(state):
-    with pytest.raises(common.UserError, match="int8"):
+    with pytest.raises(UserError, match="int8"):
         export.float_weights({**state, "quantized": True})
 
 
 def test_import_needs_a_folder(work_dir, monkeypatch):
-    with pytest.raises(common.UserError, match="Hugging Face"):
+    with pytest.raises(UserError, match="Hugging Face"):
         run(monkeypatch, "--FORMAT=checkpoint")
-    with pytest.raises(common.UserError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         run(monkeypatch, "--FORMAT=checkpoint", "--CHECKPOINT=best_model.bin")

@@ -7,12 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training import batching
 import gpt
-from training import optim
-from training import validation
 from embeding import rope_tables, rotate
 from gpt import GPT, GPTConfig, linear_cross_entropy
+from training import batching, optim, validation
 
 CONFIG = GPTConfig(vocab_size=97, max_seq_len=64, dim=32, n_head=4, ff=48, n_block=2)
 

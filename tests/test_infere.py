@@ -12,15 +12,14 @@ import pytest
 import torch
 
 import checkpoint
-import common
 import config
-from writing import engine
 import infere
 from poems import wording
-from writing import sample
-from writing.decoder import Decoder, half_problem
+from support.console import UserError
 from tests import tiny_model
 from tests.conftest import ROOT
+from writing import engine, sample
+from writing.decoder import Decoder, half_problem
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_diverged_model(tmp_path, poet):
     state = tiny_model.save(tmp_path / "best_model.bin")
     state["weights"]["norm.weight"].fill_(float("nan"))
     checkpoint.save(tmp_path / "best_model.bin", state)
-    with pytest.raises(common.UserError, match="发散"):
+    with pytest.raises(UserError, match="发散"):
         infere.chat("春天", checkpoint=tmp_path / "best_model.bin")
 
 
@@ -262,7 +261,7 @@ def test_rhyme_without_pypinyin(poet, monkeypatch):
 
     rhyme.group.cache_clear()
     monkeypatch.setitem(sys.modules, "pypinyin", None)
-    with pytest.raises(common.UserError, match="pip install pypinyin"):
+    with pytest.raises(UserError, match="pip install pypinyin"):
         infere.chat("春天", rhyme=True)
     rhyme.group.cache_clear()
 
@@ -312,18 +311,18 @@ def test_untrained_control_is_warned_about(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input(poet, question, options, words):
-    with pytest.raises(common.UserError, match=words):
+    with pytest.raises(UserError, match=words):
         infere.chat(question, **options)
 
 
 def test_unknown_option(poet):
-    with pytest.raises(common.UserError, match="temperature"):
+    with pytest.raises(UserError, match="temperature"):
         infere.chat_stream("春", temprature=1)
 
 
 def test_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
-    with pytest.raises(common.UserError, match="train_gpt"):
+    with pytest.raises(UserError, match="train_gpt"):
         infere.chat("春天")
 
 
@@ -334,7 +333,7 @@ def test_damaged_model(tmp_path, monkeypatch):
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
-    with pytest.raises(common.UserError, match=r"损坏|校验"):
+    with pytest.raises(UserError, match=r"损坏|校验"):
         infere.chat("春天")
 
 
@@ -414,10 +413,10 @@ def test_engine_cancels_and_goes_on(poet):
     "".join(handles[0]), "".join(handles[2])
     assert handles[0].finish_reason == handles[2].finish_reason == "cancelled"
     assert "".join(handles[1]) == infere.chat("春天", **long)
-    with pytest.raises(common.UserError):
+    with pytest.raises(UserError):
         machine.submit("")
     machine.close()
-    with pytest.raises(common.UserError):
+    with pytest.raises(UserError):
         machine.submit("春天")
 
 

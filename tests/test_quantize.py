@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import checkpoint
-import common
-from writing import engine
 import infere
-from kernels import int8
 import quantize
-from writing.decoder import Decoder
+from kernels import int8
+from support.console import UserError
 from tests import tiny_model
+from writing import engine
+from writing.decoder import Decoder
 
 
 def test_error_is_at_most_half_a_step():
@@ -90,5 +90,5 @@ def test_size(tmp_path):
 
 
 def test_twice_is_refused(files):
-    with pytest.raises(common.UserError, match="已经量化"):
+    with pytest.raises(UserError, match="已经量化"):
         quantize.quantize_file(files / quantize.NAME, files / "again.bin")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import checkpoint
-from poems import wording
 from gpt import GPT, GPTConfig
+from poems import wording
 from tokenizer import BPETokenizer, HFTokenizer
 
 TEXTS = [

@@ -14,9 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import common
-from training import runlog
-from training import loop
+from support import console, files, hardware
+from training import loop, runlog
 
 
 def kill() -> None:
@@ -38,7 +37,7 @@ def counted(function, number: int):
 
 def main() -> int:
     values = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    common.measure_peak = lambda *_: 1e11
+    hardware.measure_peak = lambda *_: 1e11
     runlog.draw = lambda *_: False
     moment, _, number = sys.argv[2].partition(":")
     if moment == "update":
@@ -46,9 +45,9 @@ def main() -> int:
     if moment == "write":
         os.fsync = counted(os.fsync, int(number))
     if moment == "rename":
-        common.replace = counted(common.replace, int(number))
+        files.replace = counted(files.replace, int(number))
     return loop.exit_code(loop.train(values))
 
 
 if __name__ == "__main__":
-    common.run(main)
+    console.run(main)

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import checkpoint
-import common
 import dataset
+from support import files
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -131,7 +131,7 @@ def why_not() -> str | None:
 
 def prepare(folder: Path) -> None:
     """两台机器和单进程各一份数据集。"""
-    poems = common.read_json(ROOT / "sample_poems.json")[:80]
+    poems = files.read_json(ROOT / "sample_poems.json")[:80]
     path = folder / "all_poems.json"
     path.write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
     bpe = BPETokenizer()

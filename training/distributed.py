@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from common import UserError
+from support.console import UserError
 
 _PIECE = 1 << 26  # 传检查点时一段的字节数
 

@@ -20,18 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
-import common
 import dataset
-from writing import engine
-from training import memory
-from training import optim
-from training import distributed
-from training import runlog
-from training import validation
-from training import warmstart
-from training.batching import BatchPlan, Prefetcher, assemble, split_for
-from common import UserError
 from gpt import GPT, GPTConfig
+from support import console, files, hardware
+from support.console import UserError
+from training import distributed, memory, optim, runlog, validation, warmstart
+from training.batching import BatchPlan, Prefetcher, assemble, split_for
+from writing import engine
 
 SAMPLE_QUESTION = "一只鸟在想方向"
 _STEPS_OF_SHAPE = 16  # 一份的 token 数补到最大的一份的这么多分之一的倍数
@@ -215,10 +210,10 @@ class Run:
 
     def __init__(self, values: dict, ranks: distributed.Ranks) -> None:
         """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
-        common.keep_memory()
+        hardware.keep_memory()
         self.values, self.ranks = values, ranks
         self.settings = Settings.pick(values)
-        self.folder = common.work_path(self.settings.work_dir, ".")
+        self.folder = files.work_path(self.settings.work_dir, ".")
         self.stop = StopSignal(patient=ranks.world > 1)
         saved = ranks.together(self._open)
         saved, source = self._newest(saved)
@@ -275,8 +270,8 @@ class Run:
         return saved, source
 
     def _pick_device(self):
-        device = common.pick_device(self.settings.device, self.ranks.local_rank)
-        return device, common.pick_dtype(self.settings.dtype, device)
+        device = hardware.pick_device(self.settings.device, self.ranks.local_rank)
+        return device, hardware.pick_dtype(self.settings.dtype, device)
 
     def _open_data(self):
         path = self.folder / "dataset.bin"
@@ -352,7 +347,7 @@ class Run:
         if table is not None:
             self.model.embed.weight.data.copy_(table)
             self.model.norm.weight.data.copy_(weight)
-        common.give_back_memory()
+        hardware.give_back_memory()
         self.warm_seconds = self.position["seconds"] = self._now() - began
 
     def _refuse_changes(self, saved):
@@ -385,7 +380,7 @@ class Run:
                 "dataset.bin": self.data.fingerprint[:12],
                 "分词器": self.tokenizer.fingerprint[:12],
                 "设备": self.device.type,
-                "精度": common.dtype_name(self.dtype),
+                "精度": hardware.dtype_name(self.dtype),
             }
         )
 
@@ -410,7 +405,7 @@ class Run:
             names = (checkpoint.NEWEST, checkpoint.PREVIOUS, checkpoint.BEST)
             names += (runlog.LOG, runlog.PICTURE, runlog.SAMPLES, runlog.INFO)
             for name in names:
-                aside = common.keep_aside(self.folder / name)
+                aside = files.keep_aside(self.folder / name)
                 if aside is not None:
                     print(f"已有的 {name} 改名为 {aside.name}")
         done = self.position["update"] - (1 if self.position["pending"] else 0)
@@ -419,7 +414,7 @@ class Run:
 
     def _wrap(self):
         """编译与 DDP；名字都不进权重。"""
-        compiled, self.compile_reason = common.pick_compile(
+        compiled, self.compile_reason = hardware.pick_compile(
             self.settings.compile, self.device, self._is_long()
         )
         self.compiled = compiled
@@ -573,7 +568,7 @@ class Run:
         """一份微批次的前向与反向；返回损失之和（不求导的标量）。"""
         inputs, where, labels = (self._to_device(array) for array in part)
         torch.manual_seed(seed)
-        with common.autocast(self.device, self.dtype):
+        with hardware.autocast(self.device, self.dtype):
             loss = self.model(inputs, where, labels)
         (loss * weight).backward()
         return loss.detach()
@@ -761,7 +756,7 @@ class Run:
             "dataset": self.data.fingerprint,
             "chosen": {
                 "DEVICE": self.device.type,
-                "DTYPE": common.dtype_name(self.dtype),
+                "DTYPE": hardware.dtype_name(self.dtype),
                 "COMPILE": "on" if self.compiled else "off",
             },
             "position": dict(self.position),
@@ -799,7 +794,7 @@ class Run:
         self._save(final=True)
         here = self.position
         self._say(
-            f"训练完成：{here['update']} 次更新，{common.duration(here['seconds'])}，"
+            f"训练完成：{here['update']} 次更新，{console.duration(here['seconds'])}，"
             f"验证 {self.best['val_bpc']:.3f} 比特/字（最佳在第 {self.best['iter']} 次迭代）。\n"
             f"模型：{self.folder / checkpoint.BEST}\n下一步：python infere.py 与它对话，"
             "python evaluate.py 评测" + self.ranks.report()
@@ -854,7 +849,7 @@ class Run:
         total = sum(p.numel() for p in model.parameters())
         tokens = int(self.lengths.sum())
         epochs = s.train_iter / self.plan.per_epoch
-        self.peak = common.measure_peak(self.device, self.dtype)
+        self.peak = hardware.measure_peak(self.device, self.dtype)
         predicted = self._predicted_memory()
         lines = [
             f"模型：{total / 1e6:.1f} M 参数（{s.gpt_blocks} 层 × {s.gpt_dim} 维，"
@@ -864,7 +859,7 @@ class Run:
             + ("（就是训练诗）" if self.data.val_is_train else ""),
             f"计划：{s.train_iter} 次迭代 = {s.updates} 次更新，约 {epochs:.1f} 遍数据；"
             f"每次更新至多 {s.budget * s.accum_steps} 个 token",
-            f"设备：{self.device} × {self.ranks.world}，{common.dtype_name(self.dtype)}，"
+            f"设备：{self.device} × {self.ranks.world}，{hardware.dtype_name(self.dtype)}，"
             f"{'编译' if self.compiled else '不编译'}（{self.compile_reason}），"
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
             f"预计峰值内存：{memory.pretty(predicted)}（不含 CUDA 上下文与碎片）",
@@ -881,7 +876,7 @@ class Run:
             "started": time.time(),
             "parameters": total,
             "device": str(self.device),
-            "dtype": common.dtype_name(self.dtype),
+            "dtype": hardware.dtype_name(self.dtype),
             "world": self.ranks.world,
             "memory_mb": predicted >> 20,
         }
@@ -894,7 +889,7 @@ class Run:
             self.config,
             -(-s.batch_size // self.split),
             s.max_seq_len,
-            dtype=common.dtype_name(self.dtype),
+            dtype=hardware.dtype_name(self.dtype),
             optimizer=s.optimizer,
             grad_checkpoint=s.grad_checkpoint == "on",
             compiled=self.compiled,
@@ -911,13 +906,13 @@ class Run:
         self.foretold = True
         left = seconds / (done - first) * max(0, self.settings.updates - done)
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
-        self._say(f"照现在的速度，还要 {common.duration(left)}，约 {end} 训练完。")
+        self._say(f"照现在的速度，还要 {console.duration(left)}，约 {end} 训练完。")
 
     def _progress_bar(self):
         if not self.ranks.first:
             return None
         done = self._iteration(self.position["update"])
-        return common.progress(self.settings.train_iter, "训练", "次", initial=done)
+        return console.progress(self.settings.train_iter, "训练", "次", initial=done)
 
     def _show(self, row):
         if getattr(self, "bar", None) is None:

@@ -260,10 +260,10 @@ def measure(update: Update) -> int:
     glibc 会把 32 MB 以下释放了的块留在堆里，形成空洞（README 的模型上因此多占约六成）；
     这里让它用完就还给系统，量到的才是张量本身。
     """
-    folder = os.path.dirname(os.path.abspath(__file__))
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     values = asdict(update)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import memory; "
+        "import sys; sys.path.insert(0, sys.argv[1]); from training import memory; "
         "print(memory.measure_here(sys.argv[2]))"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-import common
+from support import files, picture
 
 COLUMNS = ("iter", "update", "loss", "val_bpc", "lr", "tokens", "tokens_per_s", "seconds")
 LOG, PICTURE, SAMPLES, INFO = "train_log.csv", "loss.png", "samples.txt", "run_info.json"
@@ -23,7 +23,7 @@ class TrainLog:
         """打开（没有就建）并裁掉 last_update 之后的行。"""
         self.path = Path(path)
         rows = [row for row in read(path) if int(row["update"]) <= last_update]
-        with common.atomic_write(self.path) as file:
+        with files.atomic_write(self.path) as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -67,27 +67,27 @@ def trim_samples(path: Path, last_iteration: int) -> None:
     text = path.read_text(encoding="utf-8")
     for match in _SAMPLE_HEAD.finditer(text):
         if int(match.group(1)) > last_iteration:
-            with common.atomic_write(path) as file:
+            with files.atomic_write(path) as file:
                 file.write(text[: match.start()])
             return
 
 
 def write_info(path: Path, info: dict) -> None:
     """run_info.json：给实时页面看的本次训练的计划。"""
-    with common.atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         json.dump(info, file, ensure_ascii=False, indent=1)
 
 
 def draw(log_path: Path, picture_path: Path) -> bool:
     """由 train_log.csv 画 loss.png；没有 matplotlib 或还没有数据时返回 False。"""
-    pyplot = common.setup_plot()
+    pyplot = picture.setup_plot()
     rows = read(log_path)
     if pyplot is None or not rows:
         return False
     steps = [int(row["iter"]) for row in rows]
     losses = _smooth([float(row["loss"]) for row in rows])
     scored = [(int(row["iter"]), float(row["val_bpc"])) for row in rows if row["val_bpc"]]
-    text = common.plot_text
+    text = picture.plot_text
     figure, (upper, lower) = pyplot.subplots(
         2, 1, figsize=(8, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
     )
@@ -104,7 +104,7 @@ def draw(log_path: Path, picture_path: Path) -> bool:
     temporary = Path(picture_path).with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     pyplot.close(figure)
-    common.replace(temporary, Path(picture_path))
+    files.replace(temporary, Path(picture_path))
     return True
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-import common
+from support import hardware
 from training.batching import BatchPlan, assemble
 
 
@@ -38,7 +38,7 @@ def document_nats(model, documents: list, *, budget, device, dtype=torch.float32
 def _row_nats(model, batch, device, dtype):
     """一批里每行的负对数似然之和 (B,)。"""
     targets = torch.from_numpy(batch.targets).to(device)
-    with common.autocast(device, dtype):
+    with hardware.autocast(device, dtype):
         hidden = model.hidden(torch.from_numpy(batch.inputs).to(device))  # (B, T, D)
     flat, labels = hidden.float().flatten(0, 1), targets.flatten()
     where = labels.ge(0).nonzero().squeeze(1)

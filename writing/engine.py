@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 import checkpoint
-import common
-from writing import controls
 from poems import wording as prompts
-from writing import sample
-from common import UserError
+from support import hardware
+from support.console import UserError
+from tokenizer import StreamDecoder
+from writing import controls, sample
 from writing.decoder import Decoder, half_problem
 from writing.sample import Options
-from tokenizer import StreamDecoder
 
 MAX_LINES = 60
 MAX_CHARS = 2000
@@ -130,7 +129,7 @@ class Poet:
         with _load_lock:
             if key not in _loaded:
                 state = checkpoint.load(path)
-                chosen = common.pick_device(device)
+                chosen = hardware.pick_device(device)
                 model, tok = checkpoint.rebuild(state, chosen)
                 half = dtype in ("auto", "fp16") and half_problem(chosen) is None
                 for old in [other for other in _loaded if other[0] == key[0]]:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import common
 import dataset
+from support import console, files
 
 NAME = "copy_index.bin"
 MAGIC, VERSION = b"POEMCOPY", 1
@@ -50,7 +50,7 @@ class Copy(NamedTuple):
 def load(work_dir: str) -> CopyIndex:
     """WORK_DIR 的索引；没有或 dataset.bin 换过就现在建。没有 dataset.bin 时抛出 UserError。"""
     data = dataset.load(Path(work_dir) / "dataset.bin")
-    path = common.work_path(work_dir, NAME)
+    path = files.work_path(work_dir, NAME)
     index = _open(path, data.fingerprint)
     if index is None:
         build(data, path)
@@ -71,7 +71,7 @@ def build(data: dataset.PoemDataset, path: Path) -> None:
     header = {"fingerprint": data.fingerprint, "bytes": place, "arrays": table}
     text = json.dumps(header).encode("ascii")
     size = -(-(_HEAD.size + len(text)) // _ALIGN) * _ALIGN
-    with common.atomic_write(path, "wb") as file:
+    with files.atomic_write(path, "wb") as file:
         file.write((_HEAD.pack(MAGIC, VERSION, len(text)) + text).ljust(size, b"\0"))
         for name, value in arrays.items():
             file.seek(size + table[name]["offset"])
@@ -90,7 +90,7 @@ def _training_text(data):
     first, last = data.range("train")
     pieces, starts, poems, place = [], [], [], 0
     seen, current, parts = set(), None, []
-    with common.progress(last - first, "建查抄索引", "篇") as bar:
+    with console.progress(last - first, "建查抄索引", "篇") as bar:
         for number in range(first, last):
             poem = int(data.poem_ids[number])
             if poem != current:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-import common
+from support.console import UserError
 
 _GROUPS = {
     "发花": "a ia ua",
@@ -42,7 +42,7 @@ def group(char: str) -> str | None:
     try:
         from pypinyin import Style, pinyin
     except ImportError:
-        raise common.UserError("押韵需要拼音库。\n请运行：pip install pypinyin") from None
+        raise UserError("押韵需要拼音库。\n请运行：pip install pypinyin") from None
     found = pinyin(char, style=Style.FINALS, strict=True, errors="ignore")
     return _GROUP_OF.get(found[0][0]) if found else None
 
@@ -60,9 +60,7 @@ def target(rhyme) -> str | None:
         return rhyme
     if isinstance(rhyme, str) and rhyme and group(rhyme[-1]):
         return group(rhyme[-1])
-    raise common.UserError(
-        f"rhyme={rhyme!r} 认不出；可写 True、一个汉字，或韵部：{' '.join(NAMES)}"
-    )
+    raise UserError(f"rhyme={rhyme!r} 认不出；可写 True、一个汉字，或韵部：{' '.join(NAMES)}")
 
 
 def line_group(line: str) -> str | None:

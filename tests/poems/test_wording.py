@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from tokenizers import Tokenizer
 
-import common
 from poems import wording
+from support.console import UserError
 from tests import tiny_tokenizer
 
 POEM = {
@@ -138,7 +138,7 @@ def test_prompt_longer_than_context_is_cut(tok):
 
 
 def test_hopelessly_short_context_is_explained(tok):
-    with pytest.raises(common.UserError, match="MAX_SEQ_LEN"):
+    with pytest.raises(UserError, match="MAX_SEQ_LEN"):
         wording.documents(tok, "清早", LINES, 12)
 
 
@@ -234,7 +234,7 @@ def test_chinese_numbers(number, text):
 def test_parse_shares():
     assert wording.parse_shares("title=30, author=0.5") == {"title": 30.0, "author": 0.5}
     for text in ("tilte=3", "title", "title=-1", "title=x", "title=0", "title=1,title=2", ""):
-        with pytest.raises(common.UserError) as error:
+        with pytest.raises(UserError) as error:
             wording.parse_shares(text)
         assert all(kind in str(error.value) for kind in wording.KINDS)
 

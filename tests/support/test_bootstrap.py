@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import bootstrap
-import common
+from support.console import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +72,7 @@ def test_second_run_reuses_until_requirements_change(pip, tmp_path):
 
 def test_failure_is_retried_then_explained(pip):
     pip.fail = "numpy"
-    with pytest.raises(common.UserError, match="依赖没有装上"):
+    with pytest.raises(UserError, match="依赖没有装上"):
         bootstrap.ensure_environment(["numpy"], ["tqdm"])
     assert pip.installed == ["numpy", "numpy", f"-i {bootstrap.MIRROR} numpy"]
     assert not (bootstrap.VENV / bootstrap.STAMP).exists()
@@ -86,7 +86,7 @@ def test_optional_requirements_may_fail(pip, capsys):
 
 
 def test_still_missing_after_install_is_an_error(pip):
-    with pytest.raises(common.UserError, match="numpy"):
+    with pytest.raises(UserError, match="numpy"):
         bootstrap.ensure_environment(["tqdm"], ["numpy"])
 
 
@@ -124,7 +124,8 @@ def test_driver_version_is_read_from_nvidia_smi(monkeypatch):
 
 def test_bootstrap_starts_with_the_standard_library_alone():
     """-S -I：看不到任何第三方包。"""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import bootstrap; print(bootstrap.VENV)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    code += "from support import bootstrap; print(bootstrap.VENV)"
     result = subprocess.run([sys.executable, "-S", "-I", "-c", code], stdout=subprocess.PIPE)
     assert result.returncode == 0
 

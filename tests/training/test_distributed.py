@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import checkpoint
-import common
 import config
 import dataset
-from training import distributed
-from training import loop
+from support import files, hardware
+from support.console import UserError
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
+from training import distributed, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
@@ -61,7 +61,7 @@ HALF = 14  # 在第几次更新（从 0 数）上停下
 def data(tmp_path_factory) -> Path:
     """一份小数据集 dataset.bin 的路径。"""
     folder = tmp_path_factory.mktemp("data")
-    poems = common.read_json(ROOT / "sample_poems.json")[:80]
+    poems = files.read_json(ROOT / "sample_poems.json")[:80]
     path = folder / "all_poems.json"
     path.write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
     bpe = BPETokenizer()
@@ -121,7 +121,7 @@ def run_group(folder: Path, cases: list, world: int) -> dict:
     assert codes == [0] * world, logs
     return {
         case["name"]: [
-            common.read_json(folder / f"{case['name']}.{rank}.json") for rank in range(world)
+            files.read_json(folder / f"{case['name']}.{rank}.json") for rank in range(world)
         ]
         for case in cases
     }
@@ -280,7 +280,7 @@ def test_port_taken(monkeypatch):
         environment["MASTER_PORT"] = str(listener.getsockname()[1])
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(common.UserError, match="已被占用"):
+        with pytest.raises(UserError, match="已被占用"):
             distributed.start("on", 0.05)
 
 
@@ -294,7 +294,7 @@ def test_port_taken(monkeypatch):
 def test_wrong_environment(monkeypatch, environment, words):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(common.UserError, match=words):
+    with pytest.raises(UserError, match=words):
         distributed.start("on", 0.05)
 
 
@@ -303,7 +303,7 @@ def test_nobody_comes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    with pytest.raises(common.UserError, match="分布式启动失败"):
+    with pytest.raises(UserError, match="分布式启动失败"):
         distributed.start("on", 0.01)
 
 
@@ -311,21 +311,21 @@ def test_restarts_do_not_begin_anew(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    with pytest.raises(common.UserError, match="RESUME=off"):
+    with pytest.raises(UserError, match="RESUME=off"):
         distributed.start("off", 0.05)
 
 
 def test_no_gpu_for_a_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(common.UserError, match="第 2 号进程没有显卡"):
-        common.pick_device("cuda", local_rank=2)
+    with pytest.raises(UserError, match="第 2 号进程没有显卡"):
+        hardware.pick_device("cuda", local_rank=2)
 
 
 def test_no_nccl(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(common.UserError, match="没有 NCCL"):
+    with pytest.raises(UserError, match="没有 NCCL"):
         distributed._backend(torch.device("cuda", 0))
 
 

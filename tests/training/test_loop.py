@@ -11,15 +11,14 @@ import sys
 import pytest
 import torch
 
-from training import batching
 import checkpoint
-import common
 import dataset
-from writing import engine
-from training import runlog
-from training import loop
-from training.distributed import Ranks
+from support import hardware
+from support.console import UserError
 from tests.small_run import ROOT, SMALL, build_data, values, work_dir
+from training import batching, loop, runlog
+from training.distributed import Ranks
+from writing import engine
 
 TIMED = ("tokens_per_s", "seconds")
 
@@ -33,7 +32,7 @@ def data(tmp_path_factory):
 def quick_start():
     """开场不测矩阵乘峰值，保存时不画图。"""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "measure_peak", lambda *_: 1e11)
+        patch.setattr(hardware, "measure_peak", lambda *_: 1e11)
         patch.setattr(runlog, "draw", lambda *_: False)
         yield
 
@@ -203,7 +202,7 @@ def test_prolonged_run_continues(tmp_path, data, monkeypatch, capsys):
 def test_changes_that_make_another_run_are_refused_together(tmp_path, data, unbroken):
     changes = {"GPT_DIM": 64, "SEED": 7, "OPTIMIZER": "adamw", "BATCH_SIZE": 2, "ACCUM_STEPS": 4}
     before = (unbroken / "checkpoint.bin").read_bytes()
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         loop.train(values(unbroken, **changes))
     assert all(name in str(caught.value) for name in changes)
     assert "--RESUME=off" in str(caught.value)
@@ -215,7 +214,7 @@ def test_other_dataset_or_tokenizer_is_refused(tmp_path, data, unbroken):
     folder.mkdir()
     build_data(folder, vocab=400)
     (folder / "checkpoint.bin").write_bytes((unbroken / "checkpoint.bin").read_bytes())
-    with pytest.raises(common.UserError) as caught:
+    with pytest.raises(UserError) as caught:
         loop.train(values(folder))
     assert "分词器" in str(caught.value) and "dataset.bin" in str(caught.value)
 
@@ -231,7 +230,7 @@ def test_resume_off_keeps_old_files_aside(tmp_path, data):
 
 
 def test_missing_dataset_names_the_script(tmp_path):
-    with pytest.raises(common.UserError, match="train_dataset_one"):
+    with pytest.raises(UserError, match="train_dataset_one"):
         loop.train(values(tmp_path))
 
 
@@ -287,7 +286,7 @@ def test_big_micro_batches_are_computed_in_parts_on_the_cpu(tmp_path, data, monk
 def test_out_of_memory_at_one_row_stops_with_advice(tmp_path, data, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
     out_of_memory_above(monkeypatch, 0)
-    with pytest.raises(common.UserError, match="GRAD_CHECKPOINT"):
+    with pytest.raises(UserError, match="GRAD_CHECKPOINT"):
         loop.train(values(folder))
 
 
@@ -313,7 +312,7 @@ def test_many_non_finite_updates_stop_the_run(tmp_path, data, monkeypatch):
     saved = (folder / "checkpoint.bin").read_bytes()
     monkeypatch.setattr(loop.Run, "_gradients", lambda self, *_: self._nan())
     monkeypatch.setattr(loop.Run, "_nan", _nan_gradients, raising=False)
-    with pytest.raises(common.UserError, match="连续 4 次"):
+    with pytest.raises(UserError, match="连续 4 次"):
         loop.train(values(folder, TRAIN_ITER=60, MAX_BAD_STEPS=4, SAVE_EVERY=1000))
     assert (folder / "checkpoint.bin").read_bytes() == saved
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import warmstart
 from gpt import GPT, GPTConfig
+from training import warmstart
 
 VOCAB, DIM = 60, 16
 

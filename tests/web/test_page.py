@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from training import runlog
 from tests.fake_engine import FakeEngine, poem
+from training import runlog
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="没有安装 playwright")
 pytest.importorskip("starlette", reason="没有安装 starlette")

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from web import chat_api
-import common
-from web import live
-from training import runlog
 import serve
+from support.console import UserError
 from tests.fake_engine import FakeEngine, poem
+from training import runlog
+from web import chat_api, live
 
 pytest.importorskip("starlette", reason="没有安装 starlette")
 pytest.importorskip("httpx", reason="没有安装 httpx")
@@ -204,7 +203,7 @@ def test_engine_failure_leaks_nothing(client, capfd):
 
 def test_no_model_is_503_and_the_page_still_opens(tmp_path):
     def load():
-        raise common.UserError(f"没有模型：{tmp_path}")
+        raise UserError(f"没有模型：{tmp_path}")
 
     service = serve.Service(load, str(tmp_path), {}, 4)
     client = TestClient(serve.make_app(service), base_url="http://127.0.0.1")
@@ -253,7 +252,7 @@ def test_key_is_required_when_set(engine, tmp_path):
 
 def test_open_address_needs_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.5", "poem.example"):
-        with pytest.raises(common.UserError, match="API_KEY"):
+        with pytest.raises(UserError, match="API_KEY"):
             serve.check_address(host, "")
         serve.check_address(host, "key")
     for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
@@ -263,7 +262,7 @@ def test_open_address_needs_a_key():
 def test_busy_port_is_explained():
     with serve.listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        with pytest.raises(common.UserError, match="--PORT="):
+        with pytest.raises(UserError, match="--PORT="):
             serve.listen("127.0.0.1", port)
 
 
@@ -277,10 +276,10 @@ def test_headers(client):
 
 def test_windows_line_ends_do_not_break_the_page(engine, tmp_path, monkeypatch):
     for name in ("page.html", "live.html"):
-        text = (serve._HERE / name).read_text(encoding="utf-8")
+        text = (serve._PAGES / name).read_text(encoding="utf-8")
         (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
     here = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
-    monkeypatch.setattr(serve, "_HERE", tmp_path)
+    monkeypatch.setattr(serve, "_PAGES", tmp_path)
     there = TestClient(
         serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1"
     )
@@ -418,8 +417,8 @@ def test_official_client(tmp_path):
 @pytest.fixture(scope="module")
 def poet(tmp_path_factory):
     pytest.importorskip("tokenizers", reason="没有安装 tokenizers")
-    from writing import engine
     from tests import tiny_model
+    from writing import engine
 
     path = tmp_path_factory.mktemp("model") / "tiny.bin"
     tiny_model.save(path)

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-import common
 import config
 import dataset
 import infere
-from writing import originality
+from support.console import UserError
 from tests import tiny_model
+from writing import originality
 
 POEMS = [
     ("春", "甲", ["春天来了，花开在山坡上\n夏天的雨落在河边", "秋天的风吹过麦田\n🌙照着我"]),
@@ -90,7 +90,7 @@ def test_index_is_kept_and_rebuilt(folder):
 
 
 def test_no_dataset(tmp_path):
-    with pytest.raises(common.UserError, match="train_dataset_one"):
+    with pytest.raises(UserError, match="train_dataset_one"):
         originality.load(str(tmp_path))
 
 

@@ -1,0 +1,108 @@
+"""文件：原子写入、改名留底、查找输入、读 JSON。"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+
+from support.console import UserError
+
+
+def work_path(work_dir: str, name: str) -> Path:
+    """WORK_DIR 下的文件路径；目录没有就建。"""
+    folder = Path(work_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"WORK_DIR={work_dir} 不能用作目录：{error}") from error
+    return folder / name
+
+
+def find_input(path: str, work_dir: str) -> Path | None:
+    """输入文件先在当前目录找，再到 WORK_DIR 找；都没有时为 None。"""
+    for candidate in (Path(path), Path(work_dir) / path):
+        if path and candidate.exists():
+            return candidate
+    return None
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace；Windows 上目标正被占用时重试几秒。"""
+    for attempt in range(20):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if attempt == 19:
+                raise
+            time.sleep(0.2)
+
+
+def sync_folder(folder: Path) -> None:
+    """让改名落盘；Windows 不支持对目录 fsync，跳过。"""
+    if platform.system() == "Windows":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w", previous: Path | None = None):
+    """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。
+
+    给了 previous，原来的文件就改成这个名字留着。
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            replace(path, previous)
+        replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def keep_aside(path: Path) -> Path | None:
+    """把已有文件改成旁边一个没用过的名字（绝不覆盖），返回新名字；没有文件时为 None。"""
+    path = Path(path)
+    if not path.exists():
+        return None
+    number = 1
+    while True:
+        aside = path.with_name(f"{path.stem}.old{number}{path.suffix}")
+        if not aside.exists():
+            replace(path, aside)
+            return aside
+        number += 1
+
+
+def read_json(path: Path):
+    """读 JSON；坏了就说明文件与位置。"""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"读不了 {path}：{error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} 第 {error.lineno} 行第 {error.colno} 列不是合法的 JSON：{error.msg}"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """目录所在磁盘的剩余字节数。"""
+    return shutil.disk_usage(folder).free

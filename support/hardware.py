@@ -1,0 +1,209 @@
+"""设备、精度、编译、进程的内存：唯一做选择的地方。"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import time
+
+from support.console import UserError
+
+# ── 设备与精度 ────────────────────────────────────────────────────────
+
+
+def pick_device(name: str, local_rank: int = 0):
+    """DEVICE 配置 → torch.device；auto 依次试 CUDA、CPU。"""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            built = "装的是 CPU 版 PyTorch" if torch.version.cuda is None else "驱动或显卡不可用"
+            raise UserError(
+                f"DEVICE=cuda，但 CUDA 不可用（{built}）。\n"
+                "查看原因：python diagnose.py；先用 CPU：--DEVICE=cpu"
+            )
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise UserError(
+                f"第 {local_rank} 号进程没有显卡可用：本机只有 {count} 张。\n"
+                f"请用 --nproc_per_node={count}，或 --DEVICE=cpu"
+            )
+        return torch.device("cuda", local_rank)
+    if name == "mps":
+        backend = getattr(torch.backends, "mps", None)
+        if backend is None or not backend.is_available():
+            raise UserError("DEVICE=mps，但这台机器没有可用的 MPS。请用 --DEVICE=cpu")
+    return torch.device(name)
+
+
+def native_bf16(device) -> bool:
+    """设备是否有 bf16 的硬件矩阵乘（模拟的不算）。"""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        probe = getattr(torch.cpu, name, None)
+        if probe is not None and probe():
+            return True
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+            text = file.read()
+            return "avx512_bf16" in text or "amx_bf16" in text
+    return False
+
+
+def pick_dtype(name: str, device):
+    """DTYPE 配置 → 计算精度；auto 绝不失败。"""
+    import torch
+
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if native_bf16(device) else "fp16"
+        else:
+            name = "bf16" if native_bf16(device) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+DTYPE_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+def dtype_name(dtype) -> str:
+    """torch.dtype → fp32 | bf16 | fp16。"""
+    return DTYPE_NAMES[str(dtype)]
+
+
+def autocast(device, dtype):
+    """fp32 时什么也不做，否则是 torch.autocast。"""
+    import torch
+
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def autocast_dtype(device_type: str):
+    """此刻 autocast 的精度；没有开启时为 None。"""
+    import torch
+
+    if hasattr(torch, "get_autocast_dtype"):  # 2.4 起
+        enabled = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if enabled else None
+    if device_type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    if device_type == "cpu" and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    return None
+
+
+def compiler_problem(device) -> str | None:
+    """torch.compile 用不了的原因；能用时为 None。"""
+    import torch
+
+    if not hasattr(torch, "compile"):
+        return "PyTorch 太旧"
+    if device.type == "mps":
+        return "MPS 上的编译还不成熟"
+    if device.type == "cuda":
+        import importlib.util
+
+        if importlib.util.find_spec("triton") is None:
+            return "没有 Triton（Windows 上常见）"
+        return None
+    names = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
+    if os.environ.get("CXX") and shutil.which(os.environ["CXX"]):
+        return None
+    if not any(shutil.which(name) for name in names):
+        return f"没有 C++ 编译器（{' 或 '.join(names)}）"
+    return None
+
+
+def pick_compile(name: str, device, long_enough: bool = True) -> tuple:
+    """COMPILE 配置 → (是否编译, 给人看的理由)；auto 绝不失败，on 用不了时报错。"""
+    problem = compiler_problem(device)
+    if name == "off":
+        return False, "COMPILE=off"
+    if name == "on":
+        if problem:
+            raise UserError(f"COMPILE=on，但用不了：{problem}。请用 --COMPILE=auto")
+        return True, "COMPILE=on"
+    if problem:
+        return False, problem
+    if not long_enough:
+        return False, "训练太短，编译不划算"
+    return True, "auto"
+
+
+def measure_peak(device, dtype, size: int = 2048) -> float:
+    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。
+
+    没有硬件支持的精度（如 CPU 上的 fp16）慢上千倍，改用小矩阵估计。
+    """
+    small = size // 8
+    speed = _product_speed(device, dtype, small, 8)
+    if 2 * size**3 / speed > 3.0:
+        return speed
+    return max(speed, _product_speed(device, dtype, size, 6))
+
+
+def _product_speed(device, dtype, size, repeats):
+    import torch
+
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats):
+        _wait(device)
+        began = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _wait(device):
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ── 进程的内存 ────────────────────────────────────────────────────────
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h> 里的编号
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def keep_memory() -> None:
+    """让训练一直用同一片内存；要在第一次矩阵乘之前调用，只在 Linux 的 CPU 上有作用。
+
+    glibc 照例把大块的内存还给系统，下次再要时每一页都由内核重新清零，能占掉三成时间：这里
+    让它留着。oneDNN 给每种形状的矩阵乘留半兆的代码，默认留一千种：这里少留一些。
+    """
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, "64")
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(option, 1 << 30)
+
+
+def give_back_memory() -> None:
+    """把释放了的内存还给系统：keep_memory 之后，用过一次大块内存的准备工作做完时调用。"""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name):
+    """glibc 的函数；别的系统、musl 没有，是 None。"""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
