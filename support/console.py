@@ -1,8 +1,9 @@
-"""对人说话：出错方式、进度条、时长。"""
+"""对人说话：出错方式、进度条、时长、终端里的宽度。"""
 
 from __future__ import annotations
 
 import sys
+import unicodedata
 
 
 class UserError(Exception):
@@ -50,3 +51,13 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} 分 {seconds % 60} 秒"
     return f"{seconds // 3600} 小时 {seconds % 3600 // 60} 分"
+
+
+def width(text: str) -> int:
+    """在终端里占几格：汉字与全角标点两格。"""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def pad(text: str, size: int) -> str:
+    """右边补空格到 size 格。"""
+    return text + " " * (size - width(text))

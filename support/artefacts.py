@@ -1,0 +1,23 @@
+"""WORK_DIR 里各样产物的文件名，只写在这里；次序就是它们产生的次序。"""
+
+from __future__ import annotations
+
+POEMS = "all_poems.json"  # 清洗好的诗
+POEMS_ORIGINAL = "all_poems.raw.json"  # 清洗前的原件（没有 RAW_DATA 时）
+CLEAN_REPORT = "clean_report.json"
+CLEAN_PICTURE = "clean_lengths.png"
+TOKENIZER_HUG = "tokenizer_hug.json"  # tokenizers 库训练的
+TOKENIZER_BPE = "tokenizer_bpe.json"  # 自己的 BPE 训练的
+DATASET = "dataset.bin"
+COPY_INDEX = "copy_index.bin"  # 查抄用的索引
+CHECKPOINT = "checkpoint.bin"  # 最新的检查点，能续训
+CHECKPOINT_PREVIOUS = "checkpoint.prev.bin"  # 上一个检查点
+BEST_MODEL = "best_model.bin"  # 验证损失最低的模型
+MODEL_INT8 = "model_int8.bin"
+TRAIN_LOG = "train_log.csv"
+LOSS_PICTURE = "loss.png"
+SAMPLES = "samples.txt"
+RUN_INFO = "run_info.json"
+EXPORT_HF = "export_hf"
+EXPORT_GGUF = "export_gguf"
+IMPORTED = "checkpoint_imported.bin"  # 由 Hugging Face 目录导回的
