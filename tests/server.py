@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 
-import serve
+from web.app import make_app
+from web.service import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 FLAGS = [
@@ -24,18 +25,18 @@ FLAGS = [
 DEFAULTS = {"temperature": 0.7, "top_k": 20, "top_p": 1.0, "max_new_tokens": 400}
 
 
-def service(engine, folder, limit: int = 8, key: str = "") -> serve.Service:
-    return serve.Service(lambda: engine, str(folder), dict(DEFAULTS), limit, key)
+def service(engine, folder, limit: int = 8, key: str = "") -> Service:
+    return Service(lambda: engine, str(folder), dict(DEFAULTS), limit, key)
 
 
 @contextlib.contextmanager
-def running(the_service: serve.Service):
+def running(the_service: Service):
     """给出 http://127.0.0.1:端口；离开时停下。"""
     import uvicorn
 
     sock = socket.create_server(("127.0.0.1", 0))
     options = uvicorn.Config(
-        serve.make_app(the_service), log_level="critical", timeout_graceful_shutdown=1
+        make_app(the_service), log_level="critical", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -12,8 +12,12 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any, Dict
 
+from support import artefacts
 from training import runlog
+
+Row = Dict[str, Any]  # train_log.csv 的一行：名字 → 数或 None
 
 MAX_POINTS = 400  # 曲线最多给页面多少个点
 MAX_SAMPLES = 24
@@ -22,15 +26,15 @@ _QUIET_SECONDS = 120  # 至少静默这么久才算停了
 _SAMPLE_HEAD = re.compile(r"^── 迭代 (\d+) ── (.*)$", flags=re.M)
 
 
-def status(work_dir: str, now: float | None = None) -> dict:
+def status(work_dir: str, now: float | None = None) -> dict[str, Any]:
     """训练页要的一切：曲线、示例、速度、剩余秒数。没有训练过时 state 为 none。"""
     folder = Path(work_dir)
     now = time.time() if now is None else now
-    rows = read_log(folder / runlog.LOG)
-    info = _read_info(folder / runlog.INFO)
-    samples = read_samples(folder / runlog.SAMPLES)
+    rows = read_log(folder / artefacts.TRAIN_LOG)
+    info = _read_info(folder / artefacts.RUN_INFO)
+    samples = read_samples(folder / artefacts.SAMPLES)
     if not rows:
-        started = bool(info) and _age(folder / runlog.INFO, now) < 30 * 60
+        started = bool(info) and _age(folder / artefacts.RUN_INFO, now) < 30 * 60
         return {"state": "starting" if started else "none", "samples": samples}
     last = rows[-1]
     total = _number(info.get("train_iter"))
@@ -38,7 +42,7 @@ def status(work_dir: str, now: float | None = None) -> dict:
     evaluated = [row for row in rows if row["val_bpc"] is not None]
     best = min(evaluated, key=lambda row: row["val_bpc"], default=None)
     return {
-        "state": _state(last, total, _age(folder / runlog.LOG, now), rows),
+        "state": _state(last, total, _age(folder / artefacts.TRAIN_LOG, now), rows),
         "iter": last["iter"],
         "update": last["update"],
         "total": total,
@@ -59,7 +63,7 @@ def status(work_dir: str, now: float | None = None) -> dict:
     }
 
 
-def read_log(path: Path) -> list:
+def read_log(path: Path) -> list[Row]:
     """train_log.csv → 行的列表（名字 → 数或 None）；没有 iter 的行跳过，iter 倒退时只留新的。"""
     rows = []
     try:
@@ -76,7 +80,7 @@ def read_log(path: Path) -> list:
     return rows
 
 
-def read_samples(path: Path) -> list:
+def read_samples(path: Path) -> list[dict[str, Any]]:
     """samples.txt 末尾的示例诗，新的在前：[{"iter", "prompt", "text"}, …]"""
     try:
         with open(path, "rb") as file:
@@ -88,7 +92,7 @@ def read_samples(path: Path) -> list:
     return split_samples(text)[::-1][:MAX_SAMPLES]
 
 
-def split_samples(text: str) -> list:
+def split_samples(text: str) -> list[dict[str, Any]]:
     """runlog.add_sample 写的「── 迭代 N ── 题目」把示例分开；第一个标题之前的残文不要。"""
     parts = _SAMPLE_HEAD.split(text)[1:]  # 迭代, 题目, 诗, 迭代, 题目, 诗, …
     samples = zip(parts[::3], parts[1::3], parts[2::3])
@@ -99,7 +103,7 @@ def split_samples(text: str) -> list:
     ]
 
 
-def thin(points: list, limit: int = MAX_POINTS) -> list:
+def thin(points: list[list[float]], limit: int = MAX_POINTS) -> list[list[float]]:
     """把 [[x, y], …] 变成至多 limit 个点：相邻的点取平均，最后一个点原样保留。"""
     if len(points) <= limit:
         return points
@@ -109,13 +113,13 @@ def thin(points: list, limit: int = MAX_POINTS) -> list:
     return [*(point for point in means if point[0] < points[-1][0]), points[-1]]
 
 
-def _recent_speed(rows):
+def _recent_speed(rows: list[Row]) -> float | None:
     """最近二十次更新的 token/s（中位数，不受验证与保存的影响）。"""
     recent = sorted(r["tokens_per_s"] for r in rows[-20:] if r["tokens_per_s"])
     return recent[len(recent) // 2] if recent else None
 
 
-def _eta(rows, total):
+def _eta(rows: list[Row], total: float | None) -> int | None:
     """剩余秒数：按最近的迭代速度；不知道总数时为 None。"""
     last = rows[-1]
     if not total or last["iter"] >= total:
@@ -127,7 +131,7 @@ def _eta(rows, total):
     return round((total - last["iter"]) * spent / done) if spent > 0 and done > 0 else None
 
 
-def _state(last, total, age, rows):
+def _state(last: Row, total: float | None, age: float, rows: list[Row]) -> str:
     if total and last["iter"] >= total:
         return "done"
     gaps = sorted(b["seconds"] - a["seconds"] for a, b in zip(rows[-21:], rows[-20:]))
@@ -135,7 +139,7 @@ def _state(last, total, age, rows):
     return "running" if age < max(_QUIET_SECONDS, 5 * slowest) else "stopped"
 
 
-def _overfitting(evaluated):
+def _overfitting(evaluated: list[Row]) -> int | None:
     """验证损失的最低点之后已经又验证了三次以上、并高出 1 %：过拟合开始的迭代，否则 None。"""
     if not evaluated:
         return None
@@ -145,7 +149,7 @@ def _overfitting(evaluated):
     return evaluated[best]["iter"] if worse else None
 
 
-def _read_info(path):
+def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,7 +157,7 @@ def _read_info(path):
     return info if isinstance(info, dict) else {}
 
 
-def _number(value):
+def _number(value: Any) -> float | None:
     """有限的数，整数值给 int；别的都是 None。"""
     if isinstance(value, bool) or value is None or value == "":
         return None
@@ -166,7 +170,7 @@ def _number(value):
     return int(number) if number.is_integer() else number
 
 
-def _age(path, now):
+def _age(path: Path, now: float) -> float:
     try:
         return now - path.stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""serve.py：OpenAI 形状的接口、停止串、挂断、限流、密钥、Host、训练页的数据。"""
+"""网页与接口：OpenAI 形状的回答、停止串、挂断、限流、密钥、Host。"""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import serve
 from support.console import UserError
 from tests.fake_engine import FakeEngine, poem
-from training import runlog
-from web import chat_api, live
+from web import app, chat_api, live
+from web.service import Service
 
 pytest.importorskip("starlette", reason="没有安装 starlette")
 pytest.importorskip("httpx", reason="没有安装 httpx")
@@ -31,8 +30,8 @@ def engine():
 
 @pytest.fixture()
 def client(engine, tmp_path):
-    app = serve.make_app(server.service(engine, tmp_path))
-    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+    guarded = app.make_app(server.service(engine, tmp_path))
+    with TestClient(guarded, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
 
@@ -205,8 +204,8 @@ def test_no_model_is_503_and_the_page_still_opens(tmp_path):
     def load():
         raise UserError(f"没有模型：{tmp_path}")
 
-    service = serve.Service(load, str(tmp_path), {}, 4)
-    client = TestClient(serve.make_app(service), base_url="http://127.0.0.1")
+    service = Service(load, str(tmp_path), {}, 4)
+    client = TestClient(app.make_app(service), base_url="http://127.0.0.1")
     response = ask(client)
     assert response.status_code == 503 and str(tmp_path) not in response.text
     assert client.get("/info").json()["ready"] is False
@@ -237,8 +236,8 @@ def test_foreign_host_is_refused(client):
 
 
 def test_key_is_required_when_set(engine, tmp_path):
-    app = serve.make_app(server.service(engine, tmp_path, key="钥匙123"))
-    client = TestClient(app, base_url="http://poem.example")
+    locked = app.make_app(server.service(engine, tmp_path, key="钥匙123"))
+    client = TestClient(locked, base_url="http://poem.example")
     for path in ("/v1/models", "/info", "/train.json", "/v1/anything"):
         refused = client.get(path)
         assert refused.status_code == 401
@@ -250,20 +249,8 @@ def test_key_is_required_when_set(engine, tmp_path):
     assert client.get("/v1/models", headers={"Authorization": wrong}).status_code == 401
 
 
-def test_open_address_needs_a_key():
-    for host in ("0.0.0.0", "::", "192.168.1.5", "poem.example"):
-        with pytest.raises(UserError, match="API_KEY"):
-            serve.check_address(host, "")
-        serve.check_address(host, "key")
-    for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
-        serve.check_address(host, "")
-
-
-def test_busy_port_is_explained():
-    with serve.listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-        with pytest.raises(UserError, match="--PORT="):
-            serve.listen("127.0.0.1", port)
+def test_training_page_asks_for_the_state(client, tmp_path):
+    assert client.get("/train.json").json() == live.status(str(tmp_path))
 
 
 def test_headers(client):
@@ -276,13 +263,11 @@ def test_headers(client):
 
 def test_windows_line_ends_do_not_break_the_page(engine, tmp_path, monkeypatch):
     for name in ("page.html", "live.html"):
-        text = (serve._PAGES / name).read_text(encoding="utf-8")
+        text = (app.PAGES / name).read_text(encoding="utf-8")
         (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
-    here = TestClient(serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
-    monkeypatch.setattr(serve, "_PAGES", tmp_path)
-    there = TestClient(
-        serve.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1"
-    )
+    here = TestClient(app.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
+    monkeypatch.setattr(app, "PAGES", tmp_path)
+    there = TestClient(app.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
     for path in ("/", "/train"):
         policies = [c.get(path).headers["content-security-policy"] for c in (here, there)]
         assert policies[0] == policies[1]  # 浏览器按 \n 算散列
@@ -488,73 +473,3 @@ def test_hanging_up_frees_the_real_engine(real):
     with httpx.Client().stream("POST", url + CHAT, json=body) as response:
         next(response.iter_lines())
     assert server.wait_until(lambda: not service.running)
-
-
-# ── 训练页的数据 ──────────────────────────────────────────────────────
-
-HEADER = "iter,update,loss,val_bpc,lr,tokens,tokens_per_s,seconds\n"
-
-
-def write_log(folder, updates, val_every=10, val=lambda u: 8 - u / 100, tail=""):
-    rows = []
-    for u in range(1, updates + 1):
-        bpc = val(u) if u % val_every == 0 else ""
-        rows.append(f"{u * 8},{u},{9 - u / 100},{bpc},0.001,{u * 4096},2000,{u * 2}")
-    (folder / "train_log.csv").write_text(HEADER + "\n".join(rows) + "\n" + tail, encoding="utf-8")
-
-
-def test_training_not_started(client):
-    assert client.get("/train.json").json() == {"state": "none", "samples": []}
-
-
-def test_training_status(client, tmp_path):
-    write_log(tmp_path, 50, tail="408,51,8.4")
-    (tmp_path / "run_info.json").write_text('{"train_iter": 800, "memory_mb": 512.5}')
-    runlog.add_sample(tmp_path / "samples.txt", 80, "春天", "春天\n\n树醒了")
-    runlog.add_sample(tmp_path / "samples.txt", 400, "雪", "<b>雪</b>")
-    status = client.get("/train.json").json()
-    assert status["state"] == "running"
-    assert status["iter"] == 400 and status["total"] == 800 and status["update"] == 50
-    assert status["eta"] == 100 and status["tokens_per_s"] == 2000  # 每迭代 0.25 秒
-    assert status["memory_mb"] == 512.5
-    assert status["best"] == {"iter": 400, "val_bpc": 7.5}
-    assert status["val"] == [[80 * k, 8 - k / 10] for k in range(1, 6)]
-    assert [sample["iter"] for sample in status["samples"]] == [400, 80]
-    assert status["samples"][1] == {"iter": 80, "prompt": "春天", "text": "春天\n\n树醒了"}
-
-
-def test_training_states(tmp_path):
-    write_log(tmp_path, 5)
-    path = tmp_path / "train_log.csv"
-    then = path.stat().st_mtime
-    assert live.status(str(tmp_path), now=then + 10)["state"] == "running"
-    assert live.status(str(tmp_path), now=then + 9999)["state"] == "stopped"
-    assert live.status(str(tmp_path), now=then)["eta"] is None  # 不知道总数
-    (tmp_path / "run_info.json").write_text('{"train_iter": 40}')
-    assert live.status(str(tmp_path), now=then + 9999)["state"] == "done"
-
-
-def test_overfitting_is_marked(tmp_path):
-    write_log(tmp_path, 100, val=lambda u: 7 + abs(u - 40) / 100)
-    assert live.status(str(tmp_path))["overfitting"] == 320
-    write_log(tmp_path, 100)
-    assert live.status(str(tmp_path))["overfitting"] is None
-
-
-def test_log_with_garbage(tmp_path):
-    path = tmp_path / "train_log.csv"
-    for content in (b"", b"\xff\xfe\x00", HEADER.encode(), b"a,b\n1,2\n", b"\0" * 100):
-        path.write_bytes(content)
-        assert live.read_log(path) == []
-    good = "8,1,nan,,0.1,10,5,1\n16,2,7.0,inf,0.1,20,5,2\n8,1,9.0,,0.1,10,5,3\n"
-    path.write_text(HEADER + good, encoding="utf-8")
-    assert [(row["iter"], row["loss"]) for row in live.read_log(path)] == [(8, 9.0)]  # 重来过
-
-
-def test_thin_keeps_the_shape():
-    points = [[i, float(i)] for i in range(5000)]
-    thinned = live.thin(points, 100)
-    assert len(thinned) <= 100 and thinned[-1] == [4999, 4999.0]
-    assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
-    assert abs(sum(y for _, y in thinned) / len(thinned) - 2500) < 50
-    assert live.thin(points[:7], 100) == points[:7]

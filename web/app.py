@@ -1,0 +1,281 @@
+"""网页与接口：地址、各自的处理函数、谁能进来、请求体与回答的样子（ASGI，用 Starlette）。"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import re
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
+
+from web import chat_api, live
+from web.chat_api import ApiError, Ask
+from web.service import Job, Service
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+MAX_BODY = 1 << 20  # 请求体最多多少字节
+BODY_SECONDS = 30  # 请求体最多等多久
+PAGES = Path(__file__).resolve().parent
+
+
+def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
+    """ASGI 应用；host 是监听的地址。"""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.routing import Route
+
+    web = Web(service)
+    routes = [
+        Route("/", _page("page.html")),
+        Route("/train", _page("live.html")),
+        Route("/info", web.info),
+        Route("/train.json", web.training),
+        Route("/v1/models", web.models),
+        Route("/v1/models/{name:path}", web.model),
+        Route("/v1/chat/completions", web.completions, methods=["POST"]),
+    ]
+    handlers = {ApiError: _api_error, HTTPException: _http_error, Exception: _crash}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=web.lifespan)
+    return Guard(app, service.key, host)
+
+
+class Web:
+    """各个地址的处理函数。"""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        self.service.close()
+
+    async def models(self, request: Request) -> Response:
+        return _answer({"object": "list", "data": [chat_api.model_card(self.service.created)]})
+
+    async def model(self, request: Request) -> Response:
+        chat_api.check_model(request.path_params["name"])
+        return _answer(chat_api.model_card(self.service.created))
+
+    async def info(self, request: Request) -> Response:
+        """页面要知道的：模型可用吗、默认值、训练过哪些提示词。"""
+        try:
+            kinds = getattr(await self.service.engine(), "prompt_kinds", None)
+            shown = {"ready": True, "kinds": kinds and list(kinds)}
+        except ApiError:
+            shown = {"ready": False, "kinds": None}
+        shown.update(model=chat_api.MODEL_ID, defaults=self.service.defaults)
+        return _answer(shown)
+
+    async def training(self, request: Request) -> Response:
+        loop = asyncio.get_running_loop()
+        return _answer(await loop.run_in_executor(None, live.status, self.service.work_dir))
+
+    async def completions(self, request: Request) -> Response | Stream:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # 别的网站不经预检发不出这种类型
+            raise ApiError(415, "Content-Type 应当是 application/json")
+        ask = chat_api.parse(await read_body(request))
+        job = await self.service.start(ask)
+        return Stream(job, ask) if ask.stream else await self._whole(request, job)
+
+    async def _whole(self, request: Request, job: Job) -> Response:
+        """等写完；对方先挂断就不写了。"""
+        work = asyncio.ensure_future(job.poems())
+        watch = asyncio.ensure_future(_hung_up(request))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return _answer(chat_api.Reply().whole(work.result(), job.usage()))
+            return _answer({}, status=499)  # 没有人在等了
+        finally:
+            watch.cancel()
+            work.cancel()
+            job.cancel()
+
+
+class Stream:
+    """SSE 回答；无论怎样结束（写完、出错、对方挂断）都收回句柄。"""
+
+    def __init__(self, job: Job, ask: Ask) -> None:
+        self.job, self.ask = job, ask
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.responses import StreamingResponse
+
+        headers = {"X-Accel-Buffering": "no"}  # 反向代理不要攒着
+        media = "text/event-stream"
+        try:
+            response = StreamingResponse(self._events(), headers=headers, media_type=media)
+            await response(scope, receive, send)
+        finally:
+            self.job.cancel()
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        reply = chat_api.Reply(self.ask.include_usage)
+        for index in range(self.ask.n):
+            yield _event(reply.opening(index))
+        try:
+            async for piece in self.job.pieces():
+                if piece.text:
+                    yield _event(reply.piece(piece.index, piece.text))
+                if piece.end:
+                    yield _event(reply.closing(piece.index, piece.end))
+        except Exception:
+            traceback.print_exc()
+            yield _event(chat_api.error_body(500, "生成中途出错，详情见服务端窗口"))
+            return
+        if self.ask.include_usage:
+            yield _event(reply.totals(self.job.usage()))
+        yield b"data: [DONE]\n\n"
+
+
+class Guard:
+    """最外一层：认 Host、认密钥、给每个回答加上安全的头。"""
+
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+        (b"cache-control", b"no-store"),
+    )
+    PUBLIC = ("/", "/train")  # 页面本身没有秘密，不用密钥
+
+    def __init__(self, app: Starlette, key: str, host: str) -> None:
+        self.app, self.key, self.host = app, key, host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def send_safe(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self.HEADERS]}
+            await send(message)
+
+        refused = self._refuse(scope["path"], dict(scope["headers"]))
+        await (refused or self.app)(scope, receive, send_safe)
+
+    def _refuse(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
+        """有密钥就看密钥；没有密钥时只认本机的名字。"""
+        if not self.key:
+            local = is_local_name(headers.get(b"host", b""), self.host)
+            refusal = _problem(403, "只接受用本机地址访问（防 DNS 重绑定）", "bad_host")
+            return None if local else refusal
+        allowed = path in self.PUBLIC or is_key(headers.get(b"authorization", b""), self.key)
+        return None if allowed else _problem(401, "API 密钥不对或没有给", "invalid_api_key")
+
+
+def _answer(
+    data: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    from starlette.responses import Response
+
+    return Response(chat_api.to_json(data), status, headers, media_type="application/json")
+
+
+def _problem(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> Response:
+    headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
+    return _answer(chat_api.error_body(status, message, code, param), status, headers)
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + chat_api.to_json(data) + b"\n\n"
+
+
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return _problem(error.status, error.message, error.code, error.param)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    words = {404: "没有这个地址", 405: "这个地址不接受这种请求方法"}
+    return _problem(error.status_code, words.get(error.status_code, "请求有误"))
+
+
+async def _crash(request: Request, error: Exception) -> Response:
+    return _problem(500, "服务内部出错，详情见服务端窗口")
+
+
+def _page(name: str) -> Handler:
+    """一个自足的 HTML 文件，带着只许它自己的脚本运行的 CSP。"""
+    from starlette.responses import Response
+
+    html = (PAGES / name).read_text(encoding="utf-8")  # 换行一律成 \n，散列才与浏览器算的相同
+    headers = {"Content-Security-Policy": content_policy(html)}
+
+    async def show(request: Request) -> Response:
+        return Response(html, headers=headers, media_type="text/html")
+
+    return show
+
+
+async def read_body(request: Request) -> bytes:
+    """请求体；太大 413，太慢 408。"""
+    from starlette.requests import ClientDisconnect
+
+    parts, size = [], 0
+
+    async def read() -> None:
+        nonlocal size
+        async for part in request.stream():
+            size += len(part)
+            if size > MAX_BODY:
+                raise ApiError(413, f"请求体最多 {MAX_BODY} 字节", "body_too_large")
+            parts.append(part)
+
+    try:
+        await asyncio.wait_for(read(), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise ApiError(408, "请求体来得太慢", "body_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(400, "请求体没有收完") from None
+    return b"".join(parts)
+
+
+async def _hung_up(request: Request) -> None:
+    """等到对方挂断才返回；请求体须已读完。"""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def is_key(header: bytes, key: str) -> bool:
+    """Authorization 头是否带着正确的密钥（比较所用时间不泄露密钥）。"""
+    scheme, _, token = header.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), key.encode("utf-8"))
+
+
+def is_local_name(header: bytes, host: str) -> bool:
+    """Host 头是不是本机的名字；别的域名即使解析到本机也不认。"""
+    name = header.decode("latin-1").lower()
+    name = re.sub(r":\d+$", "", name).strip("[]")
+    return name in {"localhost", "127.0.0.1", "::1", host.lower().strip("[]")}
+
+
+def content_policy(html: str) -> str:
+    """只许页面自己的那段脚本与样式（按内容的散列）和同源请求。"""
+
+    def hashes(tag: str) -> str:
+        found = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.S)
+        digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in found)
+        return " ".join(f"'sha256-{base64.b64encode(d).decode('ascii')}'" for d in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
