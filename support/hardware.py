@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -207,3 +208,53 @@ def _glibc(name):
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), name, None)
+
+
+def process_memory() -> dict[str, int]:
+    """本进程的常驻内存 {"now", "peak"}，字节；系统不给时抛 OSError。"""
+    if sys.platform.startswith("linux"):
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            rows = dict(line.split(":", 1) for line in file if ":" in line)
+        return {
+            "now": int(rows["VmRSS"].split()[0]) << 10,
+            "peak": int(rows["VmHWM"].split()[0]) << 10,
+        }
+    if sys.platform == "win32":
+        return _windows_memory()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS 的单位是字节
+    return {"now": peak, "peak": peak}
+
+
+def _windows_memory() -> dict[str, int]:
+    """GetProcessMemoryInfo；没有在 Windows 上跑过。"""
+    from ctypes import wintypes
+
+    sizes = ("PeakWorkingSetSize", "WorkingSetSize", *(f"other{i}" for i in range(6)))
+
+    class Counters(ctypes.Structure):
+        _fields_ = (
+            ("cb", wintypes.DWORD),
+            ("PageFaultCount", wintypes.DWORD),
+            *((name, ctypes.c_size_t) for name in sizes),
+        )
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    query = ctypes.windll.kernel32.K32GetProcessMemoryInfo
+    query.argtypes = (wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD)
+    current = ctypes.windll.kernel32.GetCurrentProcess
+    current.restype = wintypes.HANDLE
+    if not query(current(), ctypes.byref(counters), counters.cb):
+        raise OSError("GetProcessMemoryInfo 失败")
+    return {"now": counters.WorkingSetSize, "peak": counters.PeakWorkingSetSize}
+
+
+def free_memory() -> int | None:
+    """可用内存（字节）；系统不给时为 None。"""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"MemAvailable:\s*(\d+)", file.read())
+    except OSError:
+        return None
+    return int(found.group(1)) << 10 if found else None

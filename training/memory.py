@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 import gpt
+from support import hardware
 from training import optim
 
 try:  # torch 的内部接口；哪天没有了就只用公式
@@ -284,9 +285,9 @@ def measure_here(text: str) -> int:
     tiny = replace(update.config, vocab_size=300, dim=32, n_head=2, ff=32, n_block=1)
     _really_update(replace(update, config=tiny, rows=2, length=16, trained=32))
     _forget_peak()
-    before = process_memory()["now"]
+    before = hardware.process_memory()["now"]
     _really_update(update)
-    return process_memory()["peak"] - before
+    return hardware.process_memory()["peak"] - before
 
 
 def _really_update(update):
@@ -308,47 +309,6 @@ def _really_update(update):
             (loss / update.trained).backward()
         optimizers.step(1.0)
         model.zero_grad(set_to_none=True)
-
-
-def process_memory() -> dict:
-    """本进程的常驻内存 {"now", "peak"}，字节；系统不给时抛 OSError。"""
-    if sys.platform.startswith("linux"):
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            rows = dict(line.split(":", 1) for line in file if ":" in line)
-        return {
-            "now": int(rows["VmRSS"].split()[0]) << 10,
-            "peak": int(rows["VmHWM"].split()[0]) << 10,
-        }
-    if sys.platform == "win32":
-        return _windows_memory()
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS 的单位是字节
-    return {"now": peak, "peak": peak}
-
-
-def _windows_memory():
-    """GetProcessMemoryInfo；没有在 Windows 上跑过。"""
-    import ctypes
-    from ctypes import wintypes
-
-    sizes = ("PeakWorkingSetSize", "WorkingSetSize", *(f"other{i}" for i in range(6)))
-
-    class Counters(ctypes.Structure):
-        _fields_ = (
-            ("cb", wintypes.DWORD),
-            ("PageFaultCount", wintypes.DWORD),
-            *((name, ctypes.c_size_t) for name in sizes),
-        )
-
-    counters = Counters(cb=ctypes.sizeof(Counters))
-    query = ctypes.windll.kernel32.K32GetProcessMemoryInfo
-    query.argtypes = (wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD)
-    current = ctypes.windll.kernel32.GetCurrentProcess
-    current.restype = wintypes.HANDLE
-    if not query(current(), ctypes.byref(counters), counters.cb):
-        raise OSError("GetProcessMemoryInfo 失败")
-    return {"now": counters.WorkingSetSize, "peak": counters.PeakWorkingSetSize}
 
 
 def _forget_peak():

@@ -17,11 +17,14 @@ import dataset
 import diagnose
 import gpt
 import tokenizer
-from support import bootstrap, files
+from checks import files, finding, machine, memory, packages, tokens
+from checks.finding import BAD, OK, WARN, Finding, Settings
+from support import bootstrap
+from support import files as support_files
 from support.console import UserError
-from training import memory
+from training import memory as prediction
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LINES = ("山里的雪落在旧屋檐上", "一只鸟在想方向", "河水慢慢流过黄昏", "灯下的人写完一封信")
 
 
@@ -72,15 +75,9 @@ SETTINGS = {
 
 
 @pytest.fixture
-def settings(monkeypatch):
-    """临时改配置；给出一个设置函数。"""
-
-    def use(**values):
-        for name, value in values.items():
-            monkeypatch.setattr(config, name, value)
-
-    use(RAW_DATA="不存在的目录", **SETTINGS)
-    return use
+def settings() -> Settings:
+    """小模型的配置；测试随意改。"""
+    return Settings(**{**config.values(), "RAW_DATA": "不存在的目录", **SETTINGS})
 
 
 @pytest.fixture
@@ -88,16 +85,16 @@ def copy(made, tmp_path, settings) -> Path:
     """可以随意弄坏的一份 WORK_DIR。"""
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    settings(WORK_DIR=str(tmp_path))
+    settings.WORK_DIR = str(tmp_path)
     return tmp_path
 
 
-def findings(*checks) -> list:
-    return [found for check in checks for found in diagnose.run_check(check)]
+def findings(check, settings) -> list:
+    return finding.run_check(check, settings)
 
 
-def levels(*checks) -> dict:
-    return {found.name: found.level for found in findings(*checks)}
+def levels(check, settings) -> dict:
+    return {found.name: found.level for found in findings(check, settings)}
 
 
 def script(*words, **environment):
@@ -113,8 +110,8 @@ def script(*words, **environment):
 # ── 全面检查 ──────────────────────────────────────────────────────────
 
 
-def test_everything_fits_together(copy, capsys):
-    assert diagnose.overview() == 0
+def test_everything_fits_together(copy, capsys, settings):
+    assert diagnose.overview(settings) == 0
     out = capsys.readouterr().out
     assert "✗" not in out
     assert "由 tokenizer_hug.json、tokenizer_bpe.json 编码" in out
@@ -124,8 +121,8 @@ def test_everything_fits_together(copy, capsys):
 
 
 def test_empty_folder_says_what_is_missing(tmp_path, settings, capsys):
-    settings(WORK_DIR=str(tmp_path))
-    assert diagnose.overview() == 1
+    settings.WORK_DIR = str(tmp_path)
+    assert diagnose.overview(settings) == 1
     out = capsys.readouterr().out
     assert "✗ 原始数据" in out and "quickstart.py" in out
     assert list(tmp_path.iterdir()) == []  # 只看不动
@@ -147,13 +144,13 @@ def test_unknown_word_is_refused():
 
 
 def test_next_step_follows_the_files(tmp_path, settings):
-    settings(WORK_DIR=str(tmp_path))
+    settings.WORK_DIR = str(tmp_path)
     steps = []
     made = ("clean_report.json", "all_poems.json")
     for names in ((), made, ("tokenizer_hug.json",), ("dataset.bin",), ("checkpoint.bin",)):
         for name in names:
             (tmp_path / name).write_text("", encoding="utf-8")
-        steps.append(diagnose.next_steps(str(tmp_path))[0].split("（")[0])
+        steps.append(diagnose.next_steps(settings)[0].split("（")[0])
     assert steps == [
         "python data_clean.py",
         "python hug_face_tokenizer.py",
@@ -163,15 +160,15 @@ def test_next_step_follows_the_files(tmp_path, settings):
     ]
 
 
-def test_a_failing_check_is_reported_not_raised():
-    def check_odd():
+def test_a_failing_check_is_reported_not_raised(settings):
+    def check_odd(_):
         """怪事：会出错。"""
-        yield diagnose.Finding(diagnose.OK, "先", "好的")
+        yield Finding(OK, "先", "好的")
         raise ZeroDivisionError("除以零")
 
-    first, second = diagnose.run_check(check_odd)
+    first, second = finding.run_check(check_odd, settings)
     assert first.name == "先"
-    assert (second.level, second.name) == (diagnose.WARN, "怪事")
+    assert (second.level, second.name) == (WARN, "怪事")
     assert "除以零" in second.text
 
 
@@ -190,7 +187,7 @@ def test_a_failing_check_is_reported_not_raised():
     ],
 )
 def test_version_limits(version, limits, allowed):
-    assert diagnose.version_allowed(version, limits) is allowed
+    assert packages.version_allowed(version, limits) is allowed
 
 
 def test_cpu_wheel_beside_an_nvidia_card(monkeypatch, settings):
@@ -199,13 +196,13 @@ def test_cpu_wheel_beside_an_nvidia_card(monkeypatch, settings):
     monkeypatch.setattr(bootstrap, "driver_cuda", lambda: (12, 6))
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (found,) = findings(diagnose.check_cuda)
-    assert found.level == diagnose.WARN
+    (found,) = findings(machine.check_cuda, settings)
+    assert found.level == WARN
     assert "装了 CPU 版" in found.text
     assert "--index-url https://download.pytorch.org/whl/cu126" in found.mend
-    settings(DEVICE="cuda")
-    (found,) = findings(diagnose.check_cuda)
-    assert found.level == diagnose.BAD
+    settings.DEVICE = "cuda"
+    (found,) = findings(machine.check_cuda, settings)
+    assert found.level == BAD
 
 
 def test_driver_too_old_for_the_build(monkeypatch, settings):
@@ -214,24 +211,25 @@ def test_driver_too_old_for_the_build(monkeypatch, settings):
     monkeypatch.setattr(bootstrap, "driver_cuda", lambda: (11, 8))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (found,) = findings(diagnose.check_cuda)
-    assert found.level == diagnose.WARN
+    (found,) = findings(machine.check_cuda, settings)
+    assert found.level == WARN
     assert "12.8" in found.text and "11.8" in found.text and "驱动" in found.mend
 
 
 def test_full_disk(monkeypatch, settings, tmp_path):
-    settings(WORK_DIR=str(tmp_path / "还没有"))
-    assert levels(diagnose.check_disk) == {"磁盘": diagnose.OK}
-    monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
-    assert levels(diagnose.check_disk) == {"磁盘": diagnose.BAD}
+    settings.WORK_DIR = str(tmp_path / "还没有")
+    assert levels(machine.check_disk, settings) == {"磁盘": OK}
+    monkeypatch.setattr(support_files, "free_bytes", lambda folder: 1000)
+    assert levels(machine.check_disk, settings) == {"磁盘": BAD}
 
 
 def test_too_large_a_model_names_the_switch(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "simulate", memory.formula)  # 快
-    settings(WORK_DIR=str(tmp_path), DTYPE="fp32", MAX_SEQ_LEN=512, BATCH_SIZE=16)
-    settings(GPT_DIM=768, GPT_HEAD=12, GPT_FF=2048, GPT_BLOCKS=12, VOCAB_SIZE=20000)
-    card = next(found for found in findings(diagnose.check_memory) if found.name == "显存")
-    assert card.level == diagnose.WARN and "放不下" in card.text
+    monkeypatch.setattr(prediction, "simulate", prediction.formula)  # 快
+    shape = {"GPT_DIM": 768, "GPT_HEAD": 12, "GPT_FF": 2048, "GPT_BLOCKS": 12}
+    batch = {"DTYPE": "fp32", "MAX_SEQ_LEN": 512, "BATCH_SIZE": 16, "VOCAB_SIZE": 20000}
+    vars(settings).update(shape, **batch, WORK_DIR=str(tmp_path))
+    card = next(found for found in findings(memory.check_memory, settings) if found.name == "显存")
+    assert card.level == WARN and "放不下" in card.text
     assert "--GRAD_CHECKPOINT=on" in card.mend
 
 
@@ -244,60 +242,68 @@ def flip(path: Path, at: float) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_broken_poems_name_the_line(copy):
+def test_broken_poems_name_the_line(copy, settings):
     (copy / "all_poems.json").write_text('[{"title": "a", }]', encoding="utf-8")
-    (found,) = findings(diagnose.check_poems)
-    assert found.level == diagnose.BAD
+    (found,) = findings(files.check_poems, settings)
+    assert found.level == BAD
     assert "第 1 行" in found.text and "data_clean.py" in found.mend
 
 
-def test_broken_tokenizer(copy):
+def test_broken_tokenizer(copy, settings):
     (copy / "tokenizer_hug.json").write_text("{}", encoding="utf-8")
-    (found,) = findings(diagnose.check_tokenizers)
-    assert found.level == diagnose.BAD and "hug_face_tokenizer.py" in found.mend
+    (found,) = findings(files.check_tokenizers, settings)
+    assert found.level == BAD and "hug_face_tokenizer.py" in found.mend
 
 
-def test_other_tokenizer_than_the_dataset(copy):
+def test_other_tokenizer_than_the_dataset(copy, settings):
     other = tokenizer.BPETokenizer().train(["风吹过风吹过"], 270)
     for name in ("tokenizer_hug.json", "tokenizer_bpe.json"):
         other.save(copy / name)
-    found = {item.name: item for item in findings(diagnose.check_dataset)}
-    assert found["dataset.bin 与分词器"].level == diagnose.WARN
+    found = {item.name: item for item in findings(files.check_dataset, settings)}
+    assert found["dataset.bin 与分词器"].level == WARN
 
 
-def test_damaged_dataset(copy):
+def test_damaged_dataset(copy, settings):
     flip(copy / "dataset.bin", 0.95)
-    (found,) = findings(diagnose.check_dataset)
-    assert found.level == diagnose.BAD and "train_dataset_one.py" in found.mend
+    (found,) = findings(files.check_dataset, settings)
+    assert found.level == BAD and "train_dataset_one.py" in found.mend
 
 
 def test_dataset_longer_than_the_model(copy, settings):
-    settings(MAX_SEQ_LEN=32)
-    assert levels(diagnose.check_dataset)["dataset.bin 与配置"] == diagnose.BAD
+    settings.MAX_SEQ_LEN = 32
+    assert levels(files.check_dataset, settings)["dataset.bin 与配置"] == BAD
 
 
-def test_damaged_checkpoint(copy):
+def test_damaged_checkpoint(copy, settings):
     flip(copy / "checkpoint.bin", 0.5)
-    assert levels(diagnose.check_checkpoints) == {
-        "best_model.bin": diagnose.OK,
-        "checkpoint.bin": diagnose.BAD,
+    assert levels(files.check_checkpoints, settings) == {
+        "best_model.bin": OK,
+        "checkpoint.bin": BAD,
     }
     (copy / "checkpoint.prev.bin").write_bytes((copy / "best_model.bin").read_bytes())
-    assert levels(diagnose.check_checkpoints)["checkpoint.bin"] == diagnose.WARN
+    assert levels(files.check_checkpoints, settings)["checkpoint.bin"] == WARN
 
 
 def test_config_that_cannot_resume(copy, settings):
-    settings(GPT_FF=64, BATCH_SIZE=4)
-    found = {item.name: item for item in findings(diagnose.check_checkpoints)}["接着训练"]
-    assert found.level == diagnose.WARN
+    settings.GPT_FF, settings.BATCH_SIZE = 64, 4
+    found = {item.name: item for item in findings(files.check_checkpoints, settings)}["接着训练"]
+    assert found.level == WARN
     assert "GPT_FF 是 32，现在 64" in found.text and "BATCH_SIZE 是 2，现在 4" in found.text
+
+
+def test_checkpoint_without_its_dataset_says_what_was_not_compared(copy, settings):
+    (copy / "dataset.bin").unlink()
+    found = {item.name: item for item in findings(files.check_checkpoints, settings)}["接着训练"]
+    assert found.level == WARN
+    assert "配置与 checkpoint.bin 配套" in found.text
+    assert "没有 dataset.bin" in found.text and "没有比对" in found.text
 
 
 def test_samples_mark_exactly_the_trained_part(made):
     tok = tokenizer.HFTokenizer.load(made / "tokenizer_hug.json")
     with dataset.load(made / "dataset.bin") as data:
         ids, mask, poem_id = data.document(0)
-        shown = diagnose.marked_text(ids, mask, tok)
+        shown = files.marked_text(ids, mask, tok)
         title = data.poem_info(poem_id)["title"]
         body = data.body_text(0, tok).replace("\n", "⏎")
     assert shown == (
@@ -308,8 +314,8 @@ def test_samples_mark_exactly_the_trained_part(made):
 # ── 分词器报告 ────────────────────────────────────────────────────────
 
 
-def test_tokenizer_report_shows_real_characters(copy, capsys):
-    assert diagnose.tokenizer_report() == 0
+def test_tokenizer_report_shows_real_characters(copy, capsys, settings):
+    assert tokens.tokenizer_report(settings) == 0
     out = capsys.readouterr().out
     assert not set("åçæèéäĠĊ") & set(out)  # 词表文件里的字节写法不该露出来
     assert re.search("最长的：[一-龥]", out) and re.search("例：[一-龥]", out)
@@ -318,13 +324,13 @@ def test_tokenizer_report_shows_real_characters(copy, capsys):
 
 
 def test_tokenizer_report_without_a_tokenizer(tmp_path, settings):
-    settings(WORK_DIR=str(tmp_path))
+    settings.WORK_DIR = str(tmp_path)
     with pytest.raises(UserError, match=r"hug_face_tokenizer\.py"):
-        diagnose.tokenizer_report()
+        tokens.tokenizer_report(settings)
 
 
 def test_show_token():
     tok = tokenizer.BPETokenizer().train(["山山山山水水"], 263)
-    shown = {diagnose.show_token(tok, token) for token in range(3, tok.vocab_size)}
+    shown = {tokens.show_token(tok, token) for token in range(3, tok.vocab_size)}
     assert {"山", "<FF>", "a", "\\n"} <= shown
     assert not any("\ufffd" in text for text in shown)
