@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import config
 from support import console
-from training import loop
 
 
 def main() -> int:
     config.load(__doc__)
+    from training import loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
+
     return loop.exit_code(loop.train(config.values()))
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, must_finish=True)

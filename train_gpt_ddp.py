@@ -10,10 +10,11 @@ import sys
 
 import config
 from support import console
-from training import distributed, loop
 
 
 def main() -> int:
+    from training import distributed, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
+
     with distributed.one_voice():
         config.load(__doc__, argv=distributed.drop_launcher_arguments(sys.argv[1:]))
     try:
@@ -24,4 +25,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, must_finish=True)

@@ -2,40 +2,98 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import unicodedata
+from typing import TYPE_CHECKING, Any, Callable
+
+from support import streams
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class UserError(Exception):
     """使用者能够自己解决的错误：消息写明错在哪里、保住了什么、怎样修好。"""
 
 
-def run(main) -> None:
-    """脚本入口：把 UserError 变成一条消息（退出码 1），Ctrl-C 退出码 130。"""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+def run(main: Callable[[], int | None], must_finish: bool = False) -> None:
+    """脚本入口：出错是一条消息（退出码 1），Ctrl-C 是 130，输出的另一头关了是 141。
+
+    must_finish：输出断了也把事情做完（训练）。
+    """
+    streams.prepare()
+    if must_finish:
+        streams.keep_on_without_output()
+    sys.exit(_outcome(main))
+
+
+def _outcome(main: Callable[[], int | None]) -> int:
     try:
-        code = main()
+        try:
+            return main() or 0
+        finally:
+            sys.stdout.flush()  # 写不出去就在这里知道，不留到进程结束时
     except UserError as error:
-        print(f"出错了：{error}", file=sys.stderr)
-        code = 1
+        return _failed(f"出错了：{error}", 1)
+    except BrokenPipeError:
+        streams.discard(sys.stdout)
+        return 141
+    except OSError as error:
+        return _failed(f"出错了：{explain(error)}", 1)
     except KeyboardInterrupt:
-        print("\n已中断。", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)
+        return _failed("\n已中断。", 130)
 
 
-def progress(total, desc: str, unit: str = "首", **options):
+def _failed(text: str, code: int) -> int:
+    """说出原因；说不出去也照样给退出码。"""
+    streams.keep_on_without_output()
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    return code
+
+
+# 系统错误的名字 → 一句话；{file} 是出事的文件
+_TROUBLES = {
+    "ENOSPC": "磁盘满了，写不下{file}。请腾出空间，或换一个磁盘：--WORK_DIR=…",
+    "EDQUOT": "磁盘配额用完了，写不下{file}。请腾出空间，或换一个磁盘：--WORK_DIR=…",
+    "EFBIG": "{file}超过了允许的文件大小。请看 ulimit -f，或换一个文件系统",
+    "EROFS": "磁盘是只读的，写不了{file}。请换一个能写的目录：--WORK_DIR=…",
+    "EACCES": "没有权限读写{file}。请检查它与所在目录的权限，或换一个目录：--WORK_DIR=…",
+    "EPERM": "系统不许读写{file}。请检查它与所在目录的权限，或换一个目录：--WORK_DIR=…",
+    "ENOENT": "找不到{file}。它可能刚被移走或删除了",
+    "EISDIR": "{file}是文件夹，这里要的是文件",
+    "ENOTDIR": "{file}的上一级不是文件夹",
+    "ENAMETOOLONG": "文件名太长：{file}",
+    "ELOOP": "{file}是绕回自己的链接",
+    "EMFILE": "同时打开的文件太多，打不开{file}。请放宽 ulimit -n",
+    "EIO": "读写{file}时磁盘出错，请检查硬件与连接",
+}
+
+
+def explain(error: OSError) -> str:
+    """系统错误 → 一句说明白的话：哪个文件、出了什么事、怎样办。"""
+    name = error.filename2 or error.filename
+    file = f" {os.fsdecode(name)[:200]} " if isinstance(name, (str, bytes)) else "文件"
+    text = _TROUBLES.get(errno.errorcode.get(error.errno or 0, ""))
+    if text is None:
+        where = f"（{file.strip()}）" if name else ""
+        return f"系统出错{where}：{error.strerror or error}"
+    return text.format(file=file).replace(" 。", "。").strip()
+
+
+def progress(total: float | None, desc: str, unit: str = "首", **options: Any) -> tqdm:
     """带剩余时间的进度条（tqdm）；输出不是终端时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
     from tqdm import tqdm
 
-    quiet = not sys.stderr.isatty()
+    quiet = not streams.is_terminal(sys.stderr)
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower().replace("-", "")
     return tqdm(
         total=total,
         desc=desc,
         unit=unit,
+        disable=sys.stderr is None,
         ascii=not encoding.startswith("utf"),
         mininterval=10 if quiet else 0.2,
         dynamic_ncols=True,

@@ -72,6 +72,10 @@ def atomic_write(path: Path, mode: str = "w", previous: Path | None = None):
             replace(path, previous)
         replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # 写满磁盘的错误不带文件名
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
