@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 
-from poems import dedup, records, wording
+from poems import chat_format, dedup, records, wording
 from support import console, files
 from support.console import UserError
 
@@ -200,7 +200,7 @@ class _Survey:
             for text in (poem["title"], poem["author"]):
                 self.names.write(text.encode("utf-8", "replace"))
                 self.offsets.append(self.names.tell())
-        forms = [dedup.normal_form(wording.body(poem)) for poem in poems]
+        forms = [dedup.normal_form(chat_format.body(poem)) for poem in poems]
         self.signatures.append(dedup.signature(forms))
         self.count += len(poems)
 
@@ -244,7 +244,7 @@ class _Writer:
 
     def __init__(self, tok, settings, folder):
         self.tok, self.settings = tok, settings
-        self.chat = wording.ChatFormat(tok)
+        self.chat = chat_format.ChatFormat(tok)
         self.dtype = np.dtype("uint16" if tok.vocab_size <= 1 << 16 else "uint32")
         self.starts = _char_starts(tok)
         self.sides = [_Split(folder), _Split(folder)]
@@ -266,7 +266,7 @@ class _Writer:
             for poems in batches:
                 asks = self._asks(poems, val)
                 texts = [text for *_, text in asks]
-                texts += [wording.question_text(words) for ask in asks for _, words in ask[2]]
+                texts += [chat_format.question_text(words) for ask in asks for _, words in ask[2]]
                 encoding = pool.submit(self.tok.encode_batch, texts)
                 if waiting is not None:
                     yield self._assemble(*waiting)
@@ -279,7 +279,7 @@ class _Writer:
         asks = []
         for poem in poems:
             is_val = bool(val[self.seen])
-            asks.append((self.seen, is_val, self._prompts(poem, is_val), wording.body(poem)))
+            asks.append((self.seen, is_val, self._prompts(poem, is_val), chat_format.body(poem)))
             self.seen += 1
         return asks
 

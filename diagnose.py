@@ -734,14 +734,14 @@ def overview() -> int:
 def poem_texts() -> list[str]:
     """WORK_DIR 的诗集（没有就用自带样例）里均匀取出的题目与正文。"""
     import dataset
-    from poems import wording
+    from poems import chat_format
 
     path = Path(config.WORK_DIR) / "all_poems.json"
     if not path.exists():
         path = Path(__file__).resolve().parent / "sample_poems.json"
     every = path.stat().st_size // _REPORT_BYTES + 1
     poems = itertools.islice(dataset.iter_poems(path), 0, None, every)
-    texts = [text for poem in poems for text in (poem["title"], wording.body(poem))]
+    texts = [text for poem in poems for text in (poem["title"], chat_format.body(poem))]
     share = f"，每 {every} 首取 1 首" if every > 1 else ""
     print(f"文字：{path}{share}，{len(texts) // 2:,} 首，{sum(map(len, texts)):,} 字")
     return texts
