@@ -325,7 +325,7 @@ def check_raw_data() -> Findings:
 
 def check_poems() -> Findings:
     """诗集：all_poems.json 读得通，有多少诗。"""
-    import dataset
+    from poems import collection
 
     path = Path(config.WORK_DIR) / "all_poems.json"
     if not path.exists():
@@ -335,7 +335,7 @@ def check_poems() -> Findings:
     def on_read(size):
         read[0] += size
 
-    for poem in dataset.iter_poems(path, on_read):
+    for poem in collection.iter_poems(path, on_read):
         count += 1
         chars += sum(map(len, poem["para"]))
         if read[0] > _SCAN_BYTES:
@@ -733,14 +733,13 @@ def overview() -> int:
 
 def poem_texts() -> list[str]:
     """WORK_DIR 的诗集（没有就用自带样例）里均匀取出的题目与正文。"""
-    import dataset
-    from poems import chat_format
+    from poems import chat_format, collection
 
     path = Path(config.WORK_DIR) / "all_poems.json"
     if not path.exists():
         path = Path(__file__).resolve().parent / "sample_poems.json"
     every = path.stat().st_size // _REPORT_BYTES + 1
-    poems = itertools.islice(dataset.iter_poems(path), 0, None, every)
+    poems = itertools.islice(collection.iter_poems(path), 0, None, every)
     texts = [text for poem in poems for text in (poem["title"], chat_format.body(poem))]
     share = f"，每 {every} 首取 1 首" if every > 1 else ""
     print(f"文字：{path}{share}，{len(texts) // 2:,} 首，{sum(map(len, texts)):,} 字")

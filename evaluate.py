@@ -18,7 +18,7 @@ import torch
 import checkpoint
 import config
 import dataset
-from poems import chat_format, wording
+from poems import chat_format, collection, wording
 from support import console, files, hardware
 from support.console import UserError
 from training import validation
@@ -56,7 +56,7 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
         path = files.find_input(given, work_dir)
         if path is None:
             raise UserError(f"没有找到 DATA={given}（当前目录和 {work_dir} 里都没有）")
-        return list(dataset.iter_poems(path)), str(path)
+        return list(collection.iter_poems(path)), str(path)
     data = dataset.load(Path(work_dir) / "dataset.bin")
     if data.val_is_train:
         return validation_poems(data), "dataset.bin 的训练诗（没有验证集）"

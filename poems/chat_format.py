@@ -96,6 +96,10 @@ class ChatFormat:
         """编码好的提示词与正文 → 整首诗的 (ids, mask)，不管多长。"""
         return self._document(self.prefix(question), answer, Span(0, 0, len(answer)))
 
+    def length(self, question: list[int], answer: list[int]) -> int:
+        """整首诗的 token 数。"""
+        return len(self._before) + 1 + len(question) + len(self._after) + len(answer) + 1
+
     def fit(self, prompt: str, max_len: int, room: int) -> list[int]:
         """提示词 → prefix，尽量给正文留下 room 个 token：太长的提示词从末尾删字。
 
@@ -124,7 +128,7 @@ class ChatFormat:
         只有最后一篇以 <|im_end|> 结尾；正文的每个 token 恰好训练一次。
         """
         prefix = self.prefix(question)
-        if len(prefix) + len(answer) + 1 > max_len:
+        if self.length(question, answer) > max_len:
             room = min(len(answer) + 1, max_len // 2)
             if len(prefix) + room > max_len:
                 prefix = self.fit(prompt, max_len, room)

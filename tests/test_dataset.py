@@ -16,6 +16,7 @@ import pytest
 import config
 import dataset
 import tokenizer
+from poems import build as building
 from poems import chat_format, wording
 from support.console import UserError
 from tests import tiny_tokenizer
@@ -219,14 +220,14 @@ def test_mixed_prompts(mixed):
 
 @pytest.mark.parametrize("share, count", [(0.0001, 1), (0.5, 10)])
 def test_share_of_validation_poems(share, count):
-    assert dataset.choose_val(np.arange(20), share, 1).sum() == count
+    assert building.choose_val(np.arange(20), share, 1).sum() == count
 
 
 def test_one_group_cannot_be_split():
-    assert not dataset.choose_val(np.zeros(5, dtype=np.int64), 0.5, 1).any()
-    assert not dataset.choose_val(np.zeros(0, dtype=np.int64), 0.5, 1).any()
+    assert not building.choose_val(np.zeros(5, dtype=np.int64), 0.5, 1).any()
+    assert not building.choose_val(np.zeros(0, dtype=np.int64), 0.5, 1).any()
     # 每组都比要的大时，取最小的一组
-    chosen = dataset.choose_val(np.array([0, 0, 0, 3, 3]), 0.01, 1)
+    chosen = building.choose_val(np.array([0, 0, 0, 3, 3]), 0.01, 1)
     assert chosen.tolist() == [False, False, False, True, True]
 
 
@@ -282,7 +283,7 @@ def test_damage_is_found(source, tok, tmp_path):
 
 
 def damaged_files(good):
-    newer = good[:8] + struct.pack("<I", dataset.VERSION + 1) + good[12:]
+    newer = good[:8] + struct.pack("<I", dataset.FILE.version + 1) + good[12:]
     empty_header = good[:12] + struct.pack("<I", 2) + b"{}"
     return {
         "残缺": (good[:-1], "不完整"),
