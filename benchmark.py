@@ -388,6 +388,7 @@ DATA_STEPS = (  # 名字, 脚本, 读的文件（空 = 原始诗歌）
 def data() -> dict:
     """数据各步的速度：在临时目录里把脚本依次跑一遍，每秒多少首、多少 MB。"""
     import dataset
+    from poems import collection
 
     raw = files.find_input(config.RAW_DATA, config.WORK_DIR)
     if raw is None:
@@ -403,7 +404,7 @@ def data() -> dict:
             if subprocess.call(command, stdout=subprocess.DEVNULL):
                 raise UserError(f"{script} 没有成功，原因见上。")
             seconds = time.perf_counter() - began
-            poems = poems or sum(1 for _ in dataset.iter_poems(Path(folder) / "all_poems.json"))
+            poems = poems or sum(1 for _ in collection.iter_poems(collection.find(folder)))
             size = _size(Path(folder) / source if source else raw) / 1e6
             result[f"{name}_seconds"] = round(seconds, 2)
             result[f"{name}_poems_per_s"] = round(poems / seconds, 1)

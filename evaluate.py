@@ -18,7 +18,7 @@ import torch
 import checkpoint
 import config
 import dataset
-from poems import wording
+from poems import chat_format, collection, wording
 from support import console, files, hardware
 from support.console import UserError
 from training import validation
@@ -56,7 +56,7 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
         path = files.find_input(given, work_dir)
         if path is None:
             raise UserError(f"没有找到 DATA={given}（当前目录和 {work_dir} 里都没有）")
-        return list(dataset.iter_poems(path)), str(path)
+        return list(collection.iter_poems(path)), str(path)
     data = dataset.load(Path(work_dir) / "dataset.bin")
     if data.val_is_train:
         return validation_poems(data), "dataset.bin 的训练诗（没有验证集）"
@@ -68,15 +68,14 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
 
 def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
     """模型对这些诗的 bits_per_char、perplexity（每 token）、poems、skipped、chars、tokens。"""
-    chat, limit = wording.ChatFormat(tok), model.config.max_seq_len
-    bodies = [wording.body(poem) for poem in poems]
-    questions = tok.encode_batch([wording.question_text(poem["title"]) for poem in poems])
+    chat, limit = chat_format.ChatFormat(tok), model.config.max_seq_len
+    bodies = [chat_format.body(poem) for poem in poems]
+    questions = tok.encode_batch([chat_format.question_text(poem["title"]) for poem in poems])
     documents, chars = [], 0
     for text, question, answer in zip(bodies, questions, tok.encode_batch(bodies)):
-        prefix = chat.prefix(question)
-        if text and len(prefix) + len(answer) + 1 <= limit:
-            ids = [*prefix, *answer, tok.end_id]
-            documents.append((ids, [0] * len(prefix) + [1] * (len(answer) + 1)))
+        document = chat.document(question, answer)
+        if text and len(document[0]) <= limit:
+            documents.append(document)
             chars += len(text)
     if not documents:
         raise UserError(f"{len(poems)} 首诗里没有一首放得进 {limit} 个 token 的上下文，无法评测")
@@ -261,7 +260,7 @@ def main() -> None:
         )
         for path in paths
     ]
-    real = shape_of([wording.body(poem) for poem in poems])
+    real = shape_of([chat_format.body(poem) for poem in poems])
     print(table(results, real))
     summary = {**results[0], "data": source, "validation": real}
     if len(results) > 1:

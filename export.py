@@ -20,6 +20,7 @@ import torch
 import checkpoint
 import config
 from gpt import GPT, GPTConfig
+from poems import chat_format
 from support import console, files
 from support.console import UserError
 
@@ -30,19 +31,6 @@ DEFAULT_OUT = {
 }
 GGUF_TYPES = ("F32", "F16", "Q8_0")
 OLLAMA_TYPE = "F16"  # Modelfile 用的那一个：模型小，F16 几乎无损
-
-# 一首诗的对话格式（见 prompt.py）。模型没有对话记忆，所以从最后一个问题开始排。
-CHAT_TEMPLATE = (
-    "{%- set last = namespace(user=0) -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- for message in messages[last.user:] -%}"
-    "{{- 'START' + message['role'] + '\\n' + message['content'] -}}"
-    "{{- 'END' if message['role'] == 'assistant' else '\\nEND\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'STARTassistant\\n' -}}{%- endif -%}"
-)
 
 
 # ── 权重对照：gpt.GPT ↔ Qwen3ForCausalLM ──────────────────────────────
@@ -111,11 +99,7 @@ def special_tokens(tokenizer_json: str) -> list:
 def chat_template(tokenizer_json: str) -> str:
     """对话格式的 Jinja 模板。"""
     _, start, end = special_tokens(tokenizer_json)
-    return CHAT_TEMPLATE.replace("START", _jinja(start)).replace("END", _jinja(end))
-
-
-def _jinja(text):
-    return text.replace("\\", "\\\\").replace("'", "\\'")
+    return chat_format.jinja_template(start, end)
 
 
 def hf_config(shape: GPTConfig, prompt_kinds: list) -> dict:
@@ -474,11 +458,7 @@ def _tensor_type(shape, kind):
 def modelfile(tokenizer_json: str, max_seq_len: int, sampling: dict) -> str:
     """Ollama 的 Modelfile：只排最后一个问题，与对话模板一致。"""
     _, start, end = special_tokens(tokenizer_json)
-    template = (
-        "{{- range $i, $m := .Messages }}{{- if eq (len (slice $.Messages $i)) 1 }}"
-        + f"{start}user\n{{{{ $m.Content }}}}\n{end}\n{start}assistant\n"
-        + "{{ end }}{{- end }}"
-    )
+    template = chat_format.ollama_template(start, end)
     rows = [f"FROM ./model-{OLLAMA_TYPE.lower()}.gguf", f'TEMPLATE """{template}"""']
     for name, value in (
         ("stop", json.dumps(end, ensure_ascii=False)),

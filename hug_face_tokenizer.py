@@ -17,49 +17,21 @@ from tokenizers import Tokenizer, trainers
 
 import config
 import tokenizer
-from poems import records
-from support import console, files
+from poems import chat_format, collection
+from support import artefacts, console, files
 from support.console import UserError
 from tokenizer import BPETokenizer, HFTokenizer
 
 REPORT_BYTES = 8 << 20  # 小结最多看诗集里（均匀取的）这么多字节，免得久等
 
 
-def find_poems(work_dir: str) -> Path:
-    """WORK_DIR 里的 all_poems.json；没有时抛出 UserError。"""
-    path = Path(work_dir) / "all_poems.json"
-    if not path.is_file():
-        raise UserError(f"没有找到诗集 {path}\n请运行：python data_clean.py")
-    return path
-
-
-def poem_texts(path: Path, on_read: Callable[[int], None] | None = None) -> Iterator[str]:
+def poem_texts(path: Path, on_read: Callable[[int], object] | None = None) -> Iterator[str]:
     """逐首给出诗的题目、作者、正文；on_read(字节数) 供进度条用。
 
     不是合法的 JSON 或缺少字段时抛出 UserError。
     """
-    mend = "原文件没有动。\n请运行：python data_clean.py"
-    try:
-        for number, poem in enumerate(records.iter_records(path, on_read=on_read), 1):
-            texts = _texts_of(poem)
-            if texts is None:
-                raise UserError(
-                    f"{path} 的第 {number} 首诗不是"
-                    f' {{"title": 字符串, "para": [字符串…], "author": 字符串}}\n{mend}'
-                )
-            yield from texts
-    except ValueError as error:
-        raise UserError(f"{error}\n{mend}") from error
-
-
-def _texts_of(poem) -> list[str] | None:
-    """[题目, 作者, 正文]；记录不合格式时为 None。"""
-    if not isinstance(poem, dict) or not isinstance(poem.get("para"), list):
-        return None
-    texts = [poem.get("title"), poem.get("author"), *poem["para"]]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    return [*texts[:2], "\n\n".join(texts[2:]).strip()]
+    for poem in collection.iter_poems(path, on_read):
+        yield from (poem["title"], poem["author"], chat_format.body(poem))
 
 
 def training_texts(path: Path) -> Iterator[str]:
@@ -94,7 +66,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     """tokenizers 只用一个线程：每次合并的工作太碎，分给多个线程反而慢（两核上慢五分之一）。"""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
@@ -151,12 +123,12 @@ def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) 
 def main() -> None:
     config.load(__doc__)
     started = time.monotonic()
-    poems = find_poems(config.WORK_DIR)
+    poems = collection.find(config.WORK_DIR)
     tokens = special_tokens()
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
     made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
     seconds = time.monotonic() - started
-    save(made, files.work_path(config.WORK_DIR, "tokenizer_hug.json"))
+    save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)
 
 

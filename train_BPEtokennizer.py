@@ -11,7 +11,8 @@ from pathlib import Path
 
 import config
 import hug_face_tokenizer
-from support import console, files
+from poems import collection
+from support import artefacts, console, files
 from tokenizer import BPETokenizer, HFTokenizer
 
 
@@ -48,14 +49,14 @@ def compare(made: BPETokenizer, path: Path) -> None:
 def main() -> None:
     config.load(__doc__)
     started = time.monotonic()
-    poems = hug_face_tokenizer.find_poems(config.WORK_DIR)
+    poems = collection.find(config.WORK_DIR)
     tokens = hug_face_tokenizer.special_tokens()
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
     made = train(poems, config.VOCAB_SIZE, tokens)
     seconds = time.monotonic() - started
-    hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, "tokenizer_bpe.json"))
+    hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_BPE))
     hug_face_tokenizer.print_report(made, poems, seconds)
-    compare(made, Path(config.WORK_DIR) / "tokenizer_hug.json")
+    compare(made, Path(config.WORK_DIR) / artefacts.TOKENIZER_HUG)
 
 
 if __name__ == "__main__":

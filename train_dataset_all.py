@@ -18,11 +18,10 @@ def print_kinds(counts: dict, examples: dict) -> None:
     for kind in wording.KINDS:
         if not counts[kind]:
             continue
-        name = f"{kind}（{wording.KIND_NAMES[kind]}）"
-        pad = 24 - sum(2 if ord(char) > 255 else 1 for char in name)
+        name = console.pad(f"{kind}（{wording.KIND_NAMES[kind]}）", 24)
         example = examples[kind].replace("\n", " ")
         shown = example if len(example) <= 40 else example[:39] + "…"
-        print(f"{name}{' ' * pad}{counts[kind]:>10,}{counts[kind] / total:>8.1%}  {shown}")
+        print(f"{name}{counts[kind]:>10,}{counts[kind] / total:>8.1%}  {shown}")
 
 
 def main() -> None:

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import config
 import dataset
 import tokenizer
-from support import console, files
+from poems import collection
+from support import artefacts, console, files
 from support.console import UserError
 
 
-def load_tokenizer():
+def load_tokenizer() -> tokenizer.HFTokenizer:
     """按配置找到并读入分词器；词表大小与 VOCAB_SIZE 不同时提醒一句。"""
     path = dataset.find_tokenizer(config.WORK_DIR, config.TOKENIZER)
     try:
@@ -29,9 +32,9 @@ def load_tokenizer():
 
 def build(shares: dict | None, prompts_per_poem: int) -> dict:
     """按配置建 dataset.bin，打印结果，返回统计；train_dataset_all.py 也用它。"""
-    poems = dataset.find_poems(config.WORK_DIR)
+    poems = collection.find(config.WORK_DIR)
     tok = load_tokenizer()
-    out = files.work_path(config.WORK_DIR, "dataset.bin")
+    out = files.work_path(config.WORK_DIR, artefacts.DATASET)
     report = dataset.build(
         poems,
         tok,
@@ -46,7 +49,7 @@ def build(shares: dict | None, prompts_per_poem: int) -> dict:
     return report
 
 
-def print_report(report: dict, out) -> None:
+def print_report(report: dict, out: Path) -> None:
     """打印建好的数据集的小结。"""
     print(f"\n{'':<8}{'诗':>9}{'文档':>9}{'token':>13}{'训练 token':>12}")
     for side, name in (("train", "训练"), ("val", "验证")):

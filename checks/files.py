@@ -42,7 +42,7 @@ def check_raw_data(settings: Settings) -> Findings:
 
 def check_poems(settings: Settings) -> Findings:
     """诗集：all_poems.json 读得通，有多少诗。"""
-    import dataset
+    from poems import collection
 
     path = Path(settings.WORK_DIR) / artefacts.POEMS
     if not path.exists():
@@ -52,7 +52,7 @@ def check_poems(settings: Settings) -> Findings:
     def on_read(size: int) -> None:
         read[0] += size
 
-    for poem in dataset.iter_poems(path, on_read):
+    for poem in collection.iter_poems(path, on_read):
         count += 1
         chars += sum(map(len, poem["para"]))
         if read[0] > _SCAN_BYTES:

@@ -24,15 +24,14 @@ _COMPARE_CHARS = 200_000  # 逐个编号对照的文字
 
 def poem_texts(settings: Settings) -> list[str]:
     """WORK_DIR 的诗集（没有就用自带样例）里均匀取出的题目与正文。"""
-    import dataset
-    from poems import wording
+    from poems import chat_format, collection
 
     path = Path(settings.WORK_DIR) / artefacts.POEMS
     if not path.exists():
         path = ROOT / "sample_poems.json"
     every = path.stat().st_size // _REPORT_BYTES + 1
-    poems = itertools.islice(dataset.iter_poems(path), 0, None, every)
-    texts = [text for poem in poems for text in (poem["title"], wording.body(poem))]
+    poems = itertools.islice(collection.iter_poems(path), 0, None, every)
+    texts = [text for poem in poems for text in (poem["title"], chat_format.body(poem))]
     share = f"，每 {every} 首取 1 首" if every > 1 else ""
     print(f"文字：{path}{share}，{len(texts) // 2:,} 首，{sum(map(len, texts)):,} 字")
     return texts

@@ -21,6 +21,11 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+ENCODING_NAMES = {  # 值得告诉使用者的编码
+    "utf-8-sig": "带 BOM 的 UTF-8",
+    "utf-16": "UTF-16",
+    "gb18030": "GBK/GB18030",
+}
 _DECODER = json.JSONDecoder()
 
 PathLike = Union[str, Path]

@@ -1,168 +1,30 @@
-"""对话格式与提示词：只有这里知道一首诗怎样写成 token，也只有这里知道怎样向模型开口。
-
-一首诗写成
-    <|im_start|>user\\n{提示词}\\n<|im_end|>\\n<|im_start|>assistant\\n{正文}<|im_end|>
-特殊符号以编号放入，从不经过文字；正文和最后的 <|im_end|> 才是训练目标（mask=1）。
-"""
+"""措辞：怎样向模型开口。一种提示词是表 TABLE 里的一行；训练与 chat() 用同样的说法。"""
 
 from __future__ import annotations
 
 import random
 import re
 from collections import Counter
-from typing import List, Tuple
+from typing import Any, Callable, Dict, NamedTuple
 
+from poems import chat_format
 from support.console import UserError
 
-KINDS = (
-    "title",
-    "title_author",
-    "author",
-    "first_line",
-    "theme",
-    "plain",
-    "lines",
-    "length",
-    "acrostic",
-)
-KIND_NAMES = {  # 给人看的名字
-    "title": "题目",
-    "title_author": "题目与作者",
-    "author": "作者",
-    "first_line": "首行",
-    "theme": "意象",
-    "plain": "随意",
-    "lines": "行数",
-    "length": "字数",
-    "acrostic": "藏头",
-}
-MIN_BODY = 8  # 一篇文档至少给正文留出这么多 token
-OVERLAP = 8  # 续篇重述前一篇末尾几行，约占正文空间的 1/OVERLAP，至多两倍
-
-Document = Tuple[List[int], List[int]]  # (ids, mask)，两者等长
-
-# ── 格式 ──────────────────────────────────────────────────────────────
+Facts = Dict[str, Any]  # 措辞里要填的内容；值是列表时任取一个
 
 
-def body(poem: dict) -> str:
-    """诗的正文：各节之间空一行。"""
-    return "\n\n".join(poem["para"]).strip()
+class Kind(NamedTuple):
+    """一种提示词。"""
 
-
-def question_text(prompt: str) -> str:
-    """提示词一段的文字，单独编码一次。"""
-    return f"user\n{prompt}\n"
-
-
-class ChatFormat:
-    """把编码好的提示词与正文拼成文档；每个分词器建一个，重复使用。
-
-    tok 需要 encode、token_bytes、vocab_size、start_id、end_id。
-    """
-
-    def __init__(self, tok):
-        self.tok = tok
-        self.start, self.end = tok.start_id, tok.end_id
-        self._middle = [self.end, *tok.encode("\n"), self.start, *tok.encode("assistant\n")]
-        self._pieces = {}  # token 编号 → (是否以换行结尾, 是否从一个字的开头开始)
-
-    def prefix(self, question: list) -> list:
-        """编码好的提示词 → 直到 assistant\\n 为止的 ids，回答从它后面开始。"""
-        return [self.start, *question, *self._middle]
-
-    def fit(self, prompt: str, max_len: int, room: int) -> list:
-        """提示词 → prefix，尽量给正文留下 room 个 token：太长的提示词从末尾删字。
-
-        连格式本身都放不下时抛出 UserError。
-        """
-        shortest = len(self.prefix(self.tok.encode(question_text(""))))
-        if shortest + MIN_BODY > max_len:
-            raise UserError(
-                f"上下文太短：光是对话格式就要 {shortest} 个 token，全长只有 {max_len}\n"
-                "请调大 MAX_SEQ_LEN 或分词器的 VOCAB_SIZE"
-            )
-        limit = max(max_len - room, shortest)
-        prefix = self.prefix(self.tok.encode(question_text(prompt)))
-        while len(prefix) > limit:
-            keep = int(len(prompt) * limit / len(prefix))
-            prompt = prompt[: min(keep, len(prompt) - 1)].rstrip()
-            prefix = self.prefix(self.tok.encode(question_text(prompt)))
-        return prefix
-
-    def documents(self, prompt: str, question: list, answer: list, max_len: int) -> list:
-        """编码好的提示词 question 与正文 answer → [(ids, mask)]，每篇不超过 max_len 个 token。
-
-        放得下就是一篇；放不下就拆成几篇：每篇重复提示词，续篇先重述前一篇的末尾几行（mask=0），
-        只有最后一篇以 <|im_end|> 结尾；正文的每个 token 恰好训练一次。
-        """
-        prefix = self.prefix(question)
-        if len(prefix) + len(answer) + 1 > max_len:
-            room = min(len(answer) + 1, max_len // 2)
-            if len(prefix) + room > max_len:
-                prefix = self.fit(prompt, max_len, room)
-        spans = self._spans(answer, max_len - len(prefix))
-        return [self._document(prefix, answer, *span) for span in spans]
-
-    def _document(self, prefix, answer, context, first, last):
-        closing = [self.end] if last == len(answer) else []
-        ids = [*prefix, *answer[context:last], *closing]
-        untrained = len(prefix) + first - context
-        return ids, [0] * untrained + [1] * (len(ids) - untrained)
-
-    def _spans(self, answer, capacity):
-        """[(重述的起点, 训练的起点, 终点)]：每段连同 <|im_end|> 不超过 capacity。"""
-        total, spans, context, first = len(answer), [], 0, 0
-        while total + 1 - context > capacity:
-            last = self._cut(answer, first, min(context + capacity, total - 1))
-            spans.append((context, first, last))
-            context = self._context(answer, first, last, capacity // OVERLAP)
-            first = last
-        return [*spans, (context, first, total)]
-
-    def _cut(self, answer, first, limit):
-        """(first, limit] 里最好的断点：靠后一半里最后一个行尾，否则一个字的边界。"""
-        for cut in range(limit, first + (limit - first) // 2, -1):
-            if self._piece(answer[cut - 1])[0]:
-                return cut
-        for cut in range(limit, max(first, limit - 4), -1):
-            if self._piece(answer[cut])[1]:
-                return cut
-        return limit
-
-    def _context(self, answer, first, last, most):
-        """续篇从哪里开始重述：末尾 most 个 token 里第一个行首；一行比这长就重述这一行，
-        长过两倍时从一个字的开头开始。都不早于 first。
-        """
-        earliest = max(first, last - most)
-        before = range(earliest - 1, max(first, last - 2 * most) - 1, -1)
-        for place in [*range(earliest, last), *before]:
-            if place and self._piece(answer[place - 1])[0]:
-                return place
-        for place in range(earliest, last):
-            if self._piece(answer[place])[1]:
-                return place
-        return last
-
-    def _piece(self, token):
-        if token not in self._pieces:
-            data = self.tok.token_bytes(token)
-            starts = not data or data[0] & 0xC0 != 0x80
-            self._pieces[token] = (data.endswith(b"\n"), starts)
-        return self._pieces[token]
-
-
-def render(tok, prompt: str, max_len: int | None = None) -> list[int]:
-    """提问的 ids，直到 assistant\\n 为止；给了 max_len 时，提示词至多占一半，过长的从末尾删字。"""
-    chat = ChatFormat(tok)
-    if max_len is not None:
-        return chat.fit(prompt, max_len, max_len // 2)
-    return chat.prefix(tok.encode(question_text(prompt)))
-
-
-def documents(tok, prompt: str, body: str, max_len: int) -> list[Document]:
-    """一首诗 → [(ids, mask)]；长诗拆成几篇，规则见 ChatFormat.documents。"""
-    question, answer = tok.encode(question_text(prompt)), tok.encode(body)
-    return ChatFormat(tok).documents(prompt, question, answer, max_len)
+    name: str
+    label: str  # 给人看的名字
+    facts: Callable[[dict], Facts | None]  # 由诗得到要填的内容；这首诗用不上时为 None
+    wordings: tuple[str, ...]  # 训练时的说法
+    standard: bool = False  # 训练时一半用 compose 的标准说法
+    demand: int = 0  # 同名的 chat() 控制项：要求越高数越大；0 = 不是控制项
+    size: str = ""  # 标准说法里“写一首……的诗”中间的一项
+    clause: str = ""  # 标准说法里跟在后面的一项
+    poem: str = "诗"  # 标准说法里把诗叫作什么
 
 
 # ── 从诗里读出来的事实 ────────────────────────────────────────────────
@@ -248,139 +110,205 @@ def theme_words(text: str, title: str = "", most: int = 3) -> list[str]:
     return [best] if best is not None and pairs[best] > 1 else []
 
 
-# ── 措辞 ──────────────────────────────────────────────────────────────
-
-# compose() 给出每种要求的标准说法；这里是训练时混入的别的说法
-_OTHER_WORDINGS: dict[str, tuple[str, ...]] = {
-    "title_author": (
-        "以《{title}》为题，仿照{author}写一首诗",
-        "用{author}的笔法写一首《{title}》",
-    ),
-    "author": ("写一首{author}风格的诗", "请仿照{author}写一首诗", "像{author}那样写一首诗"),
-    "first_line": (
-        "用“{line}”开头写一首诗",
-        "请接着写：{line}",
-        "以“{line}”为第一行，写一首诗",
-    ),
-    "theme": (
-        "写一首关于{word}的诗",
-        "请写一首关于{word}的诗",
-        "写一首诗，主题是{word}",
-        "以{word}为意象写一首诗",
-        "写写{word}",
-    ),
-    "plain": ("写一首诗", "请写一首诗", "给我写一首诗", "来一首诗", "随便写一首诗吧", "写首诗"),
-    "lines": ("请写一首{lines}行的诗", "写一首诗，一共{lines}行", "写一首{lines}行诗"),
-    "length": (
-        "请写一首{length}字左右的诗",
-        "写一首大约{length}字的诗",
-        "写一首诗，{length}字上下",
-    ),
-    "acrostic": (
-        "用“{heads}”写一首藏头诗",
-        "以“{heads}”为藏头写一首诗",
-        "写一首诗，每行第一个字连起来是“{heads}”",
-    ),
-}
-
-
-def compose(
-    title: str | None = None,
-    author: str | None = None,
-    lines: int | None = None,
-    length: int | None = None,
-    line: str | None = None,
-    heads: str | None = None,
-) -> str:
-    """几项要求合成一句话：标准的说法，训练和 chat() 的控制项都用它。"""
-    poem = "藏头诗" if heads else "诗"
-    sizes = "、".join(_sizes(lines, length))
-    ask = "写一首" + (f"{sizes}的{poem}" if sizes else poem)
-    titled = [f"题目是《{title}》"] if title else []
-    return "，".join([ask, *titled, *_clauses(author, line, heads)])
-
-
-def extend(
-    ask: str,
-    author: str | None = None,
-    lines: int | None = None,
-    length: int | None = None,
-    line: str | None = None,
-    heads: str | None = None,
-) -> str:
-    """把几项要求接在一句现成的“写一首……的诗”后面。"""
-    return "，".join([ask, *_sizes(lines, length), *_clauses(author, line, heads)])
-
-
-def _sizes(lines, length):
-    sizes = [f"{lines}行"] if lines is not None else []
-    return [*sizes, f"{length}字左右"] if length is not None else sizes
-
-
-def _clauses(author, line, heads):
-    clauses = [f"{author}的风格"] if author else []
-    clauses += [f"第一行是“{line}”"] if line else []
-    return [*clauses, f"藏头是“{heads}”"] if heads else clauses
-
+# ── 各种提示词 ────────────────────────────────────────────────────────
 
 _NO_AUTHOR = frozenset(("佚名", "无名", "无名氏", "匿名", "未知", "不详"))
 
 
-def _facts(kind, poem):
-    """一种提示词要填的内容（compose 的参数名 → 值）；这首诗用不上这种提示词时为 None。"""
-    title, author = poem["title"].strip(), poem["author"].strip()
-    author = "" if author in _NO_AUTHOR else author
-    if kind == "title_author":
-        return {"title": title, "author": author} if title and author else None
-    if kind == "author":
-        return {"author": author} if author else None
-    text = body(poem)
-    if kind == "lines":
-        count = len(verse_lines(text))
-        return {"lines": count} if 2 <= count <= 60 else None
-    if kind == "length":
-        count = count_chars(text)
-        return {"length": round_length(count)} if 8 <= count <= 2000 else None
-    if kind == "first_line":
-        line = opening(text)
-        return {"line": line} if line else None
-    heads = line_heads(text)
-    return {"heads": heads} if heads else None
+def _title(poem: dict) -> Facts | None:
+    return {"title": poem["title"]} if poem["title"].strip() else None
 
 
-def make_prompt(kind: str, poem: dict, rng: random.Random) -> str | None:
-    """给这首诗配一句 kind 类的提示词；这首诗用不上这种提示词时为 None。"""
-    if kind not in KINDS:
-        raise ValueError(f"没有名为 {kind} 的提示词种类；可选：{' '.join(KINDS)}")
-    if kind == "title":
-        return poem["title"] if poem["title"].strip() else None
-    if kind == "plain":
-        return rng.choice(_OTHER_WORDINGS["plain"])
-    if kind == "theme":
-        return _theme_prompt(poem, rng)
-    facts = _facts(kind, poem)
+def _author(poem: dict) -> Facts | None:
+    author = poem["author"].strip()
+    return {"author": author} if author and author not in _NO_AUTHOR else None
+
+
+def _title_author(poem: dict) -> Facts | None:
+    title, author = poem["title"].strip(), _author(poem)
+    return {"title": title, **author} if title and author else None
+
+
+def _first_line(poem: dict) -> Facts | None:
+    line = opening(chat_format.body(poem))
+    return {"first_line": line} if line else None
+
+
+def _theme(poem: dict) -> Facts | None:
+    words = theme_words(chat_format.body(poem), poem["title"])
+    return {"theme": words} if words else None
+
+
+def _plain(_: dict) -> Facts:
+    return {}
+
+
+def _lines(poem: dict) -> Facts | None:
+    count = len(verse_lines(chat_format.body(poem)))
+    return {"lines": count} if 2 <= count <= 60 else None
+
+
+def _length(poem: dict) -> Facts | None:
+    count = count_chars(chat_format.body(poem))
+    return {"length": round_length(count)} if 8 <= count <= 2000 else None
+
+
+def _acrostic(poem: dict) -> Facts | None:
+    heads = line_heads(chat_format.body(poem))
+    return {"acrostic": heads} if heads else None
+
+
+TABLE = (  # 次序写进 dataset.bin，新的加在末尾
+    Kind("title", "题目", _title, ("{title}",)),
+    Kind(
+        "title_author",
+        "题目与作者",
+        _title_author,
+        ("以《{title}》为题，仿照{author}写一首诗", "用{author}的笔法写一首《{title}》"),
+        standard=True,
+    ),
+    Kind(
+        "author",
+        "作者",
+        _author,
+        ("写一首{author}风格的诗", "请仿照{author}写一首诗", "像{author}那样写一首诗"),
+        standard=True,
+        clause="{author}的风格",
+    ),
+    Kind(
+        "first_line",
+        "首行",
+        _first_line,
+        (
+            "用“{first_line}”开头写一首诗",
+            "请接着写：{first_line}",
+            "以“{first_line}”为第一行，写一首诗",
+        ),
+        standard=True,
+        demand=3,
+        clause="第一行是“{first_line}”",
+    ),
+    Kind(
+        "theme",
+        "意象",
+        _theme,
+        (
+            "写一首关于{theme}的诗",
+            "请写一首关于{theme}的诗",
+            "写一首诗，主题是{theme}",
+            "以{theme}为意象写一首诗",
+            "写写{theme}",
+        ),
+    ),
+    Kind(
+        "plain",
+        "随意",
+        _plain,
+        ("写一首诗", "请写一首诗", "给我写一首诗", "来一首诗", "随便写一首诗吧", "写首诗"),
+    ),
+    Kind(
+        "lines",
+        "行数",
+        _lines,
+        ("请写一首{lines}行的诗", "写一首诗，一共{lines}行", "写一首{lines}行诗"),
+        standard=True,
+        demand=2,
+        size="{lines}行",
+    ),
+    Kind(
+        "length",
+        "字数",
+        _length,
+        ("请写一首{length}字左右的诗", "写一首大约{length}字的诗", "写一首诗，{length}字上下"),
+        standard=True,
+        demand=1,
+        size="{length}字左右",
+    ),
+    Kind(
+        "acrostic",
+        "藏头",
+        _acrostic,
+        (
+            "用“{acrostic}”写一首藏头诗",
+            "以“{acrostic}”为藏头写一首诗",
+            "写一首诗，每行第一个字连起来是“{acrostic}”",
+        ),
+        standard=True,
+        demand=4,
+        clause="藏头是“{acrostic}”",
+        poem="藏头诗",
+    ),
+)
+KINDS = tuple(kind.name for kind in TABLE)
+KIND_NAMES = {kind.name: kind.label for kind in TABLE}
+_BY_NAME = {kind.name: kind for kind in TABLE}
+
+# ── 标准的说法 ────────────────────────────────────────────────────────
+
+
+def compose(title: str | None = None, **wanted: Any) -> str:
+    """几项要求合成一句话：标准的说法，训练和 chat() 的控制项都用它。
+
+    wanted 的名字是有标准说法的种类：author、first_line、lines、length、acrostic。
+    """
+    asked = _asked(wanted)
+    poem = next((kind.poem for kind in asked if kind.poem != "诗"), "诗")
+    sizes = "、".join(_phrases([kind.size for kind in asked], wanted))
+    ask = "写一首" + (f"{sizes}的{poem}" if sizes else poem)
+    titled = [f"题目是《{title}》"] if title else []
+    return "，".join([ask, *titled, *_phrases([kind.clause for kind in asked], wanted)])
+
+
+def extend(ask: str, **wanted: Any) -> str:
+    """把几项要求接在一句现成的“写一首……的诗”后面。"""
+    asked = _asked(wanted)
+    phrases = [kind.size for kind in asked] + [kind.clause for kind in asked]
+    return "，".join([ask, *_phrases(phrases, wanted)])
+
+
+def _asked(wanted: Facts) -> list[Kind]:
+    """给了值的几种，按表里的次序。"""
+    possible = [kind for kind in TABLE if kind.size or kind.clause]
+    unknown = wanted.keys() - {kind.name for kind in possible}
+    if unknown:
+        raise TypeError(f"没有名为 {'、'.join(sorted(unknown))} 的要求")
+    return [kind for kind in possible if wanted.get(kind.name) not in (None, "")]
+
+
+def _phrases(templates: list[str], wanted: Facts) -> list[str]:
+    return [template.format(**wanted) for template in templates if template]
+
+
+# ── 给一首诗配提示词 ──────────────────────────────────────────────────
+
+
+def make_prompt(name: str, poem: dict, rng: random.Random) -> str | None:
+    """给这首诗配一句 name 类的提示词；这首诗用不上这种提示词时为 None。"""
+    if name not in _BY_NAME:
+        raise ValueError(f"没有名为 {name} 的提示词种类；可选：{' '.join(KINDS)}")
+    kind = _BY_NAME[name]
+    facts = kind.facts(poem)
     if facts is None:
         return None
-    if rng.random() < 0.5:
+    if kind.standard and rng.random() < 0.5:
         return _composed(kind, facts, poem, rng)
-    for count in ("lines", "length"):
-        if count in facts and rng.random() < 0.3:
-            facts[count] = chinese_number(facts[count])
-    return rng.choice(_OTHER_WORDINGS[kind]).format(**facts)
+    for key, value in facts.items():
+        if isinstance(value, int) and rng.random() < 0.3:
+            facts[key] = chinese_number(value)
+    wording = rng.choice(kind.wordings) if len(kind.wordings) > 1 else kind.wordings[0]
+    for key, value in facts.items():
+        if isinstance(value, list):
+            facts[key] = rng.choice(value)
+    return wording.format(**facts)
 
 
-def _theme_prompt(poem, rng):
-    words = theme_words(body(poem), poem["title"])
-    return rng.choice(_OTHER_WORDINGS["theme"]).format(word=rng.choice(words)) if words else None
-
-
-def _composed(kind, facts, poem, rng):
+def _composed(kind: Kind, facts: Facts, poem: dict, rng: random.Random) -> str:
     """标准的说法；一部分连上题目，或接在一句“写一首关于……的诗”后面，和 chat() 的控制项一样。"""
     subject = rng.random()
-    if kind in ("title_author", "author") or subject < 0.5:
+    if not kind.demand or subject < 0.5:
         return compose(**facts)
     if subject < 0.6:
-        ask = _theme_prompt(poem, rng)
+        ask = make_prompt("theme", poem, rng)
         if ask is not None and _is_ask(ask):
             return extend(ask, **facts)
     return compose(title=poem["title"].strip(), **facts)
@@ -428,13 +356,15 @@ def parse_shares(text: str) -> dict[str, float]:
     return shares
 
 
-def choose_prompts(poem: dict, shares: dict, count: int, rng: random.Random) -> list:
+def choose_prompts(
+    poem: dict, shares: dict[str, float], count: int, rng: random.Random
+) -> list[tuple[str, str]]:
     """按比例给一首诗选 count 种不同的提示词 → [(kind, prompt)]，至少一种。
 
     每种入选的机会与比例成正比（等距抽样）；用不上的种类由其余的按比例补上。
     """
     weights = {kind: share for kind, share in shares.items() if share > 0}
-    chosen = []
+    chosen: list[tuple[str, str]] = []
     for kind in _spread(weights, count, rng):
         del weights[kind]
         _offer(chosen, kind, poem, rng)
@@ -442,16 +372,16 @@ def choose_prompts(poem: dict, shares: dict, count: int, rng: random.Random) -> 
         kind = rng.choices(list(weights), list(weights.values()))[0]
         del weights[kind]
         _offer(chosen, kind, poem, rng)
-    return chosen or [("plain", rng.choice(_OTHER_WORDINGS["plain"]))]
+    return chosen or [("plain", rng.choice(_BY_NAME["plain"].wordings))]
 
 
-def _offer(chosen, kind, poem, rng):
+def _offer(chosen: list[tuple[str, str]], kind: str, poem: dict, rng: random.Random) -> None:
     prompt = make_prompt(kind, poem, rng)
     if prompt is not None:
         chosen.append((kind, prompt))
 
 
-def _spread(weights, count, rng):
+def _spread(weights: dict[str, float], count: int, rng: random.Random) -> list[str]:
     """等距抽样：把各种比例首尾相接，每隔总长的 1/count 取一点，落在谁身上就选谁。"""
     kinds = list(weights)
     rng.shuffle(kinds)
@@ -473,54 +403,31 @@ _ASKS = re.compile(
 )
 
 
-def request(
-    question: str | None = None,
-    author: str | None = None,
-    lines: int | None = None,
-    length: int | None = None,
-    first_line: str | None = None,
-    acrostic: str | None = None,
-) -> tuple[str, str]:
+def request(question: str | None = None, **controls: Any) -> tuple[str, str]:
     """chat() 的问题与控制项 → (提示词, 种类)；措辞与训练时相同。
 
     只有问题时提示词就是问题本身。种类取要求最高的一项，全部种类见 request_kinds。
     """
-    kind = request_kinds(question, author, lines, length, first_line, acrostic)[0]
-    if kind == "title":
+    kind = request_kinds(question, **controls)[0]
+    if question and kind == "title":
         return question, kind
-    if length is not None:
-        length = round_length(length)
-    wanted = {"author": author, "lines": lines, "length": length}
-    wanted.update(line=first_line, heads=acrostic)
+    if controls.get("length") is not None:
+        controls["length"] = round_length(controls["length"])
     if question and _is_ask(question):
-        return extend(question.rstrip("。.！!"), **wanted), kind
-    return compose(title=question or None, **wanted), kind
+        return extend(question.rstrip("。.！!"), **controls), kind
+    return compose(title=question or None, **controls), kind
 
 
-def _is_ask(question):
+def _is_ask(question: str) -> bool:
     """问题是不是一句“写一首……的诗”，而不是题目。"""
     return _ASKS.match(question) is not None
 
 
-def request_kinds(
-    question: str | None = None,
-    author: str | None = None,
-    lines: int | None = None,
-    length: int | None = None,
-    first_line: str | None = None,
-    acrostic: str | None = None,
-) -> list[str]:
+def request_kinds(question: str | None = None, **controls: Any) -> list[str]:
     """这些控制项要求模型练过哪些种类的提示词，要求最高的在前。"""
-    kinds = [
-        kind
-        for kind, given in (
-            ("acrostic", acrostic),
-            ("first_line", first_line),
-            ("lines", lines),
-            ("length", length),
-        )
-        if given
-    ]
-    if author:
+    given = [kind for kind in _asked(controls) if controls[kind.name]]
+    given.sort(key=lambda kind: -kind.demand)
+    kinds = [kind.name for kind in given if kind.demand]
+    if controls.get("author"):
         kinds.append("title_author" if question else "author")
     return kinds or ["title" if question else "plain"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import data_clean
-from poems import mend, sources
+from poems import copies, mend, sources
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,7 +159,7 @@ def test_undecodable_file_names(raw: Path, work: Path) -> None:
         with open(os.path.join(os.fsencode(raw), name), "wb") as file:
             file.write(json.dumps([poem(n), poem(n)]).encode())
     assert len(clean(raw, work)) == 1
-    assert counts(work) == {data_clean.EXACT_COPY: 1}
+    assert counts(work) == {copies.EXACT_COPY: 1}
 
 
 def test_raw_data_may_be_one_file_also_without_suffix(tmp_path: Path, work: Path) -> None:
@@ -332,9 +332,9 @@ def test_copies(raw: Path, work: Path) -> None:
     )
     kept = [item["title"] for item in clean(raw, work)]
     assert kept == ["有作者", "较长", "长诗", "长诗（一）", "无关"]
-    assert counts(work) == {data_clean.EXACT_COPY: 2, data_clean.NEAR_COPY: 2}
+    assert counts(work) == {copies.EXACT_COPY: 2, copies.NEAR_COPY: 2}
     examples = {row["reason"]: row["examples"] for row in report(work)["dropped"]}
-    assert examples[data_clean.EXACT_COPY][0]["same_as"] == "安琪《有作者》"
+    assert examples[copies.EXACT_COPY][0]["same_as"] == "安琪《有作者》"
 
 
 def test_near_copy_threshold_is_an_argument(raw: Path, work: Path) -> None:

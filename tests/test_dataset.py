@@ -16,7 +16,8 @@ import pytest
 import config
 import dataset
 import tokenizer
-from poems import wording
+from poems import build as building
+from poems import chat_format, wording
 from support.console import UserError
 from tests import tiny_tokenizer
 
@@ -64,7 +65,7 @@ def poems():
 
 @pytest.fixture(scope="module")
 def tok(poems):
-    texts = [wording.body(poem) for poem in poems]
+    texts = [chat_format.body(poem) for poem in poems]
     return tiny_tokenizer.train([*texts, "user\nassistant\n写一首诗，题目是《》"], 500)
 
 
@@ -101,7 +102,7 @@ def mixed(source, tok, tmp_path_factory):
 
 
 def test_documents_equal_the_prompt_module(one, poems, tok):
-    """每篇文档与 wording.documents 直接算出来的逐个相同，一首不漏。"""
+    """每篇文档与 chat_format.documents 直接算出来的逐个相同，一首不漏。"""
     seen = {}
     for split in ("train", "val"):
         for ids, mask, poem_id in one.documents(split):
@@ -109,21 +110,21 @@ def test_documents_equal_the_prompt_module(one, poems, tok):
     assert sorted(seen) == list(range(len(poems)))
     for poem_id, parts in seen.items():
         poem = poems[poem_id]
-        assert parts == wording.documents(tok, poem["title"], wording.body(poem), 256)
+        assert parts == chat_format.documents(tok, poem["title"], chat_format.body(poem), 256)
 
 
 def test_numbers_beside_the_documents(one, poems, tok):
     chars = dict.fromkeys(range(len(poems)), 0)
     for index in range(len(one)):
         _, _, poem_id = one.document(index)
-        body = wording.body(poems[poem_id])
+        body = chat_format.body(poems[poem_id])
         chars[poem_id] += int(one.chars[index])
         assert one.kind(index) == "title"
         assert one.whole[index] == (one.body_text(index, tok) == body)
         assert one.poem_info(poem_id) == {
             name: poems[poem_id][name] for name in ("title", "author")
         }
-    assert chars == {number: len(wording.body(poem)) for number, poem in enumerate(poems)}
+    assert chars == {number: len(chat_format.body(poem)) for number, poem in enumerate(poems)}
     assert not one.whole.all() and one.whole.sum() > 100
     for split in ("train", "val"):
         documents = list(one.documents(split))
@@ -219,14 +220,14 @@ def test_mixed_prompts(mixed):
 
 @pytest.mark.parametrize("share, count", [(0.0001, 1), (0.5, 10)])
 def test_share_of_validation_poems(share, count):
-    assert dataset.choose_val(np.arange(20), share, 1).sum() == count
+    assert building.choose_val(np.arange(20), share, 1).sum() == count
 
 
 def test_one_group_cannot_be_split():
-    assert not dataset.choose_val(np.zeros(5, dtype=np.int64), 0.5, 1).any()
-    assert not dataset.choose_val(np.zeros(0, dtype=np.int64), 0.5, 1).any()
+    assert not building.choose_val(np.zeros(5, dtype=np.int64), 0.5, 1).any()
+    assert not building.choose_val(np.zeros(0, dtype=np.int64), 0.5, 1).any()
     # 每组都比要的大时，取最小的一组
-    chosen = dataset.choose_val(np.array([0, 0, 0, 3, 3]), 0.01, 1)
+    chosen = building.choose_val(np.array([0, 0, 0, 3, 3]), 0.01, 1)
     assert chosen.tolist() == [False, False, False, True, True]
 
 
@@ -282,7 +283,7 @@ def test_damage_is_found(source, tok, tmp_path):
 
 
 def damaged_files(good):
-    newer = good[:8] + struct.pack("<I", dataset.VERSION + 1) + good[12:]
+    newer = good[:8] + struct.pack("<I", dataset.FILE.version + 1) + good[12:]
     empty_header = good[:12] + struct.pack("<I", 2) + b"{}"
     return {
         "残缺": (good[:-1], "不完整"),

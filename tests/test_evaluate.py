@@ -14,7 +14,7 @@ import torch
 import checkpoint
 import evaluate
 import quantize
-from poems import wording
+from poems import chat_format
 from tests import tiny_model
 from tests.conftest import ROOT
 from tests.writing.test_originality import write_dataset
@@ -36,14 +36,14 @@ def expected_bits(path, poems):
     model, tok = checkpoint.rebuild(checkpoint.load(path))
     nats, chars, count = 0.0, 0, 0
     for poem in poems:
-        start = wording.render(tok, poem["title"])
-        ids = [*start, *tok.encode(wording.body(poem)), tok.end_id]
+        start = chat_format.render(tok, poem["title"])
+        ids = [*start, *tok.encode(chat_format.body(poem)), tok.end_id]
         if len(ids) > model.config.max_seq_len:
             continue
         with torch.no_grad():
             logs = model(torch.tensor([ids]))[0].log_softmax(-1)
         nats -= sum(float(logs[i - 1, ids[i]]) for i in range(len(start), len(ids)))
-        chars += len(wording.body(poem))
+        chars += len(chat_format.body(poem))
         count += 1
     return nats / math.log(2) / chars, count
 

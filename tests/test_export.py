@@ -12,7 +12,9 @@ import checkpoint
 import config
 import export
 from gpt import GPT, GPTConfig
+from poems import chat_format
 from support.console import UserError
+from tokenizer import HFTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLIT = (
@@ -228,11 +230,10 @@ def test_chat_template_is_the_training_format(hf_tokenizer):
 
 
 @pytest.mark.parametrize("question", [QUESTION, "写一首\n关于春天的诗", " 空格 ", "a\n"])
-def test_chat_template_gives_the_ids_of_prompt_render(hf_tokenizer, tokenizer_json, question):
-    prompt = pytest.importorskip("prompt")
-    tokenizer = pytest.importorskip("tokenizer").HFTokenizer.from_json(tokenizer_json)
+def test_chat_template_gives_the_ids_of_render(hf_tokenizer, tokenizer_json, question):
+    tokenizer = HFTokenizer.from_json(tokenizer_json)
     ids = hf_tokenizer(chat_text(question))["input_ids"]
-    assert ids == prompt.render(tokenizer, question)
+    assert ids == chat_format.render(tokenizer, question)
 
 
 def test_generation_config_holds_the_sampling_values(hf_model):

@@ -14,7 +14,7 @@ import torch
 import checkpoint
 import config
 import infere
-from poems import wording
+from poems import chat_format, wording
 from support.console import UserError
 from tests import tiny_model
 from tests.conftest import ROOT
@@ -86,7 +86,7 @@ def test_half_precision_weights_stay_close(poet):
 
 @pytest.mark.parametrize("question", ["春天", "一只鸟在想方向", "abc🌙"])
 def test_greedy_equals_full_forward(poet, question):
-    ids = wording.render(poet.tok, question)
+    ids = chat_format.render(poet.tok, question)
     expected = list(ids)
     for _ in range(60):
         token = int(full_forward(poet, expected).argmax())
@@ -399,7 +399,7 @@ def test_engine_equals_chat(poet):
             assert handles[index].finish_reason in ("stop", "length")
             assert handles[index].completion_tokens > 0
         assert handles[4].completion_tokens <= 7
-        assert handles[0].prompt_tokens == len(wording.render(poet.tok, "春天"))
+        assert handles[0].prompt_tokens == len(chat_format.render(poet.tok, "春天"))
     finally:
         machine.close()
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import checkpoint
+from poems import chat_format
 from poems import wording as prompts
 from support import hardware
 from support.console import UserError
@@ -178,7 +179,7 @@ class Poet:
 
     def _encode_prompt(self, text):
         limit = self.config.max_seq_len
-        ids = prompts.render(self.tok, text) if len(text) <= 64 * limit else None
+        ids = chat_format.render(self.tok, text) if len(text) <= 64 * limit else None
         if ids is None or len(ids) >= limit:
             size = f"{len(ids)} 个 token" if ids else f"{len(text)} 字"
             raise UserError(

@@ -7,21 +7,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import dataset
-from support import console, files
+from support import artefacts, console, container, files
 
-NAME = "copy_index.bin"
-MAGIC, VERSION = b"POEMCOPY", 1
+FILE = container.Kind(b"POEMCOPY", 2, "查抄索引")
 KEY = 4  # 排序用几个码元
-_HEAD = struct.Struct("<8sII")
-_ALIGN = 64
 _WINDOW = 32  # 向后比较时一次比几个码元
 _PAIRS = 1 << 16  # 一次比较几对位置
 
@@ -49,63 +44,61 @@ class Copy(NamedTuple):
 
 def load(work_dir: str) -> CopyIndex:
     """WORK_DIR 的索引；没有或 dataset.bin 换过就现在建。没有 dataset.bin 时抛出 UserError。"""
-    data = dataset.load(Path(work_dir) / "dataset.bin")
-    path = files.work_path(work_dir, NAME)
-    index = _open(path, data.fingerprint)
-    if index is None:
+    data = dataset.load(Path(work_dir) / artefacts.DATASET)
+    path = files.work_path(work_dir, artefacts.COPY_INDEX)
+    opened = _open(path, data.fingerprint)
+    if opened is None:
         build(data, path)
-        index = _open(path, data.fingerprint)
-    index.data = data
-    return index
+        opened = container.load(path, FILE)
+    return CopyIndex(opened, data)
 
 
 def build(data: dataset.PoemDataset, path: Path) -> None:
     """由训练诗建索引文件。"""
     units, starts, poems = _training_text(data)
-    order = np.argsort(_keys(units), kind="stable").astype(np.int32)
+    order = np.argsort(_keys(units, KEY, len(units) - KEY), kind="stable").astype(np.int32)
     arrays = {"units": units, "order": order, "starts": starts, "poems": poems}
-    table, place = {}, 0
-    for name, value in arrays.items():
-        table[name] = {"dtype": value.dtype.name, "length": len(value), "offset": place}
-        place += -(-value.nbytes // _ALIGN) * _ALIGN
-    header = {"fingerprint": data.fingerprint, "bytes": place, "arrays": table}
-    text = json.dumps(header).encode("ascii")
-    size = -(-(_HEAD.size + len(text)) // _ALIGN) * _ALIGN
-    with files.atomic_write(path, "wb") as file:
-        file.write((_HEAD.pack(MAGIC, VERSION, len(text)) + text).ljust(size, b"\0"))
-        for name, value in arrays.items():
-            file.seek(size + table[name]["offset"])
-            file.write(memoryview(value))
-        file.truncate(size + place)
+    pieces = {name: container.piece(value) for name, value in arrays.items()}
+    container.write(path, FILE, {"dataset": data.fingerprint}, pieces)
 
 
-def _training_text(data):
-    """训练诗的正文：码元 uint16 (N,)、每段的起点 int32 (S,)、每段出自哪首诗 int32 (S,)。
+def _open(path: Path, fingerprint: str) -> container.Container | None:
+    """打开索引；不存在、残缺、版本或数据集不符时为 None（重建）。"""
+    if not path.is_file():
+        return None
+    try:
+        opened = container.load(path, FILE)
+    except container.Damaged:
+        return None
+    if opened.header.get("dataset") == fingerprint:
+        return opened
+    opened.close()  # Windows 上不关就换不了文件
+    return None
 
-    同一首诗配了几种提示词时只取一份；长诗的各篇依次都取。
+
+def _training_text(data: dataset.PoemDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """训练诗的正文：码元 uint16 (N,)、每首的起点 int32 (S,)、每首的序号 int32 (S,)。
+
+    同一首诗配了几种提示词时只取一份。
     """
     from tokenizer import HFTokenizer
 
     tok = HFTokenizer.from_json(data.tokenizer_json)
     first, last = data.range("train")
     pieces, starts, poems, place = [], [], [], 0
-    seen, current, parts = set(), None, []
+    seen: set[str] = set()
     with console.progress(last - first, "建查抄索引", "篇") as bar:
-        for number in range(first, last):
-            poem = int(data.poem_ids[number])
-            if poem != current:
-                seen, current, parts = set(), poem, []
-            parts.append(data.body_text(number, tok))
-            bar.update()
-            if data.document(number)[0][-1] != tok.end_id:
-                continue  # 长诗还有后续
-            text, parts = "".join(parts), []
-            if text and text not in seen:
-                seen.add(text)
-                pieces += [encode(text), np.zeros(1, dtype=np.uint16)]
-                starts.append(place)
-                poems.append(poem)
-                place += len(text) + 1
+        for index, poem, text in data.bodies("train", tok):
+            bar.update(index + 1 - first - bar.n)
+            if poems and poems[-1] != poem:
+                seen = set()
+            if not text or text in seen:
+                continue
+            seen.add(text)
+            pieces += [encode(text), np.zeros(1, dtype=np.uint16)]
+            starts.append(place)
+            poems.append(poem)
+            place += len(text) + 1
     pieces.append(np.zeros(KEY, dtype=np.uint16))
     units = np.concatenate(pieces)
     return units, np.array(starts, dtype=np.int32), np.array(poems, dtype=np.int32)
@@ -118,49 +111,23 @@ def encode(text: str) -> np.ndarray:
     return np.where(points == 0, 0xFFFD, points).astype(np.uint16)
 
 
-def _keys(units):
-    """每个位置起 KEY 个码元拼成的 uint64；末尾几个不足的位置不算。"""
-    count = len(units) - KEY
+def _keys(units: np.ndarray, width: int, count: int) -> np.ndarray:
+    """前 count 个位置各自起 width 个码元拼成的 uint64 (count,)。"""
     keys = np.zeros(count, dtype=np.uint64)
-    for shift in range(KEY):
+    for shift in range(width):
         keys = (keys << np.uint64(16)) | units[shift : shift + count].astype(np.uint64)
     return keys
-
-
-def _open(path, fingerprint):
-    """内存映射打开；不存在、残缺、版本或数据集不符时为 None（重建）。"""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size or head[:8] != MAGIC:
-            return None
-        _, version, length = _HEAD.unpack(head)
-        try:
-            header = json.loads(file.read(length).decode("ascii"))
-        except (UnicodeDecodeError, ValueError):
-            return None
-    start = -(-(_HEAD.size + length) // _ALIGN) * _ALIGN
-    whole = path.stat().st_size == start + header.get("bytes", -1)
-    if version != VERSION or not whole or header.get("fingerprint") != fingerprint:
-        return None
-    arrays = {
-        name: np.memmap(path, item["dtype"], "r", start + item["offset"], (item["length"],))
-        for name, item in header["arrays"].items()
-        if item["length"]
-    }
-    return CopyIndex(arrays)
 
 
 # ── 查 ────────────────────────────────────────────────────────────────
 
 
 class CopyIndex:
-    """打开的索引；data 是它的 dataset（查出处用）。"""
+    """打开的索引；data 是它的数据集（查出处用）。"""
 
-    def __init__(self, arrays: dict, data=None) -> None:
-        self.units, self.order = arrays["units"], arrays["order"]
-        self.starts, self.poems = arrays["starts"], arrays["poems"]
+    def __init__(self, opened: container.Container, data: dataset.PoemDataset) -> None:
+        self.units, self.order = opened.arrays["units"], opened.arrays["order"]
+        self.starts, self.poems = opened.arrays["starts"], opened.arrays["poems"]
         self.data = data
 
     def longest_copy(self, text: str) -> Copy:
@@ -170,10 +137,10 @@ class CopyIndex:
         if not snippet:
             return Copy(0, "", "", "")
         section = int(np.searchsorted(self.starts, theirs, side="right")) - 1
-        info = self.data.poem_info(int(self.poems[section])) if self.data is not None else {}
-        return Copy(len(snippet), snippet, info.get("title", ""), info.get("author", ""))
+        info = self.data.poem_info(int(self.poems[section]))
+        return Copy(len(snippet), snippet, info["title"], info["author"])
 
-    def _longest(self, units):
+    def _longest(self, units: np.ndarray) -> tuple[int, int, int]:
         """(长度, 在 units 里的位置, 在训练诗里的位置)。"""
         if not len(units) or not len(self.order):
             return 0, 0, 0
@@ -198,18 +165,16 @@ class CopyIndex:
                 best = (length, int(mine[which]), int(theirs[which]))
         return best
 
-    def _ranges(self, units, width):
+    def _ranges(self, units: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """units 各位置起 width 个码元，在排序里的范围 [low, high)，各 (n,)。"""
         count = len(units) - width + 1
         if count < 1:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        keys = np.zeros(count, dtype=np.uint64)
-        for shift in range(width):
-            keys = (keys << np.uint64(16)) | units[shift : shift + count].astype(np.uint64)
+        keys = _keys(units, width, count)
         low = self._bisect(keys, width, before=True)
         return low, self._bisect(keys, width, before=False)
 
-    def _bisect(self, keys, width, before):
+    def _bisect(self, keys: np.ndarray, width: int, before: bool) -> np.ndarray:
         """每个 key 在排序里的插入点（同时二分全部 key）。"""
         low = np.zeros(len(keys), dtype=np.int64)
         high = np.full(len(keys), len(self.order), dtype=np.int64)
@@ -224,7 +189,7 @@ class CopyIndex:
             high = np.where(right, high, np.where(low < high, middle, high))
         return low
 
-    def _extend(self, units, mine, theirs):
+    def _extend(self, units: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -> tuple[int, int]:
         """各对位置起相同的码元数里最大的，和它是第几对。"""
         padded = np.concatenate((units, np.zeros(_WINDOW + 1, dtype=np.uint16)))
         alive, length = np.arange(len(mine)), KEY

@@ -10,6 +10,7 @@ import pytest
 import config
 import dataset
 import infere
+from support import artefacts
 from support.console import UserError
 from tests import tiny_model
 from writing import originality
@@ -80,12 +81,12 @@ def test_matches_brute_force(tmp_path):
 def test_index_is_kept_and_rebuilt(folder):
     path, _ = folder
     originality.load(str(path))
-    written = (path / originality.NAME).stat().st_mtime_ns
+    written = (path / artefacts.COPY_INDEX).stat().st_mtime_ns
     originality.load(str(path))
-    assert (path / originality.NAME).stat().st_mtime_ns == written
+    assert (path / artefacts.COPY_INDEX).stat().st_mtime_ns == written
     write_dataset(path, POEMS[:2])
     assert originality.load(str(path)).longest_copy("它飞过海洋，飞过").length < 8
-    (path / originality.NAME).write_bytes(b"POEMCOPY")
+    (path / artefacts.COPY_INDEX).write_bytes(b"POEMCOPY")
     assert originality.load(str(path)).longest_copy("屋顶").snippet == "屋顶"
 
 

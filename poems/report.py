@@ -1,0 +1,143 @@
+"""清洗的报告：读了多少、留下多少、丢了改了什么、为什么，各举两个例子。"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Iterable
+
+import numpy as np
+
+from support import artefacts, console, files, picture
+
+EXAMPLES = 2  # 每种原因举几个例子
+
+
+class Tally:
+    """按原因计数，每种原因留两个例子。"""
+
+    def __init__(self) -> None:
+        self.counts: Counter = Counter()
+        self.examples: dict[str, list] = {}
+
+    def add(self, reason: str, **example: str) -> None:
+        """记一次；example 是给人看的例子。"""
+        self.counts[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if not self.has_examples(reason):
+            shown.append({key: _shorten(value) for key, value in example.items()})
+
+    def has_examples(self, reason: str) -> bool:
+        """这种原因的例子够了没有。"""
+        return len(self.examples.get(reason, ())) >= EXAMPLES
+
+    def to_list(self) -> list[dict]:
+        """多的在前。"""
+        return [
+            {"reason": reason, "count": count, "examples": self.examples[reason]}
+            for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+
+
+class Report:
+    """一次清洗的全部计数。"""
+
+    def __init__(self) -> None:
+        self.read = 0  # 首
+        self.files = 0
+        self.dropped = Tally()
+        self.mended = Tally()
+        self.encodings = Tally()
+        self.skipped = Tally()
+        self.lengths = np.empty(0, dtype=np.int64)  # 留下的各首的字数
+
+    def to_dict(self, source: str, sha256: str) -> dict[str, Any]:
+        """clean_report.json 的内容。"""
+        return {
+            "version": 1,
+            "input": source,
+            "output": {"file": artefacts.POEMS, "sha256": sha256},
+            "files": self.files,
+            "poems_read": self.read,
+            "poems_kept": len(self.lengths),
+            "chars_kept": int(self.lengths.sum()),
+            "lengths": self._percentiles(),
+            "dropped": self.dropped.to_list(),
+            "mended": self.mended.to_list(),
+            "encodings": self.encodings.to_list(),
+            "skipped_files": self.skipped.to_list(),
+        }
+
+    def _percentiles(self) -> dict[str, int]:
+        if not len(self.lengths):
+            return {}
+        points = np.percentile(self.lengths, [0, 5, 50, 95, 100])
+        names = ("min", "p5", "median", "p95", "max")
+        return {name: round(float(point)) for name, point in zip(names, points)}
+
+    def text(self) -> str:
+        """给人看的表。"""
+        parts = [
+            f"读了 {self.files} 个文件、{self.read} 首；留下 {len(self.lengths)} 首，"
+            f"{int(self.lengths.sum())} 字。"
+        ]
+        for heading, tally, unit in (
+            ("丢弃", self.dropped, "首"),
+            ("改动", self.mended, "首"),
+            ("编码", self.encodings, "个文件"),
+            ("略过的文件", self.skipped, "个文件"),
+        ):
+            if tally.counts:
+                total = sum(tally.counts.values())
+                note = f"（{total} {unit}）" if heading != "改动" else "（一首可有多处）"
+                parts.append(f"\n{heading}{note}")
+                parts.extend(_table(tally.to_list()))
+        return "\n".join(parts)
+
+
+def _table(rows: list[dict]) -> Iterable[str]:
+    width = max(console.width(row["reason"]) for row in rows)
+    for row in rows:
+        examples = "；".join(_example(example) for example in row["examples"])
+        yield f"  {console.pad(row['reason'], width)}  {row['count']:>7}  {examples}"
+
+
+def _example(example: dict) -> str:
+    shown = f"《{example['title']}》" if example.get("title") else example["where"]
+    return shown + (f"（同 {example['same_as']}）" if example.get("same_as") else "")
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    """例子只留一行开头，写不进 UTF-8 的字符换掉。"""
+    line = " / ".join(text.split("\n"))
+    line = line[:limit] + "…" if len(line) > limit else line
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """写不进 UTF-8 的字符（例如文件名里的坏字节）换成 ?。"""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def draw_lengths(lengths: np.ndarray, path: Path) -> bool:
+    """字数分布图；没有 matplotlib 时返回 False。"""
+    pyplot = picture.setup_plot()
+    if pyplot is None:
+        return False
+    text = picture.plot_text
+    top = max(float(np.percentile(lengths, 99)), 20.0)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    axes.hist(np.minimum(lengths, top), bins=60, color="#4c72b0")
+    median = float(np.median(lengths))
+    axes.axvline(median, color="#c44e52", label=f"{text('中位数', 'median')} {median:.0f}")
+    axes.set_xlabel(
+        text("正文字数（最长的 1% 并入最后一格）", "characters (top 1% in the last bin)")
+    )
+    axes.set_ylabel(text("首", "poems"))
+    axes.set_title(text("清洗后的诗有多长", "Length of the cleaned poems"))
+    axes.legend()
+    figure.tight_layout()
+    with files.atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
+    pyplot.close(figure)
+    return True
