@@ -58,7 +58,7 @@ def generate() -> dict:
     """写诗的速度，与 transformers 并排。"""
     import torch
 
-    from writing.decoder import half_problem
+    from kernels.products import half_problem
 
     device = hardware.pick_device(config.DEVICE)
     model = random_model(device)

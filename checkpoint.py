@@ -212,24 +212,12 @@ def rebuild_int8(config: GPTConfig, state: dict, device: str = "cpu") -> GPT:
     device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的）。
     """
     model = GPT(config)
-    if (
-        torch.device(device).type != "cpu"
-        or int8.fast_problem()
-        or config.dim % 32
-        or config.ff % 32
-    ):
+    ragged = any(each.shape[1] % int8.WIDTH for each in config.weights() if each.is_matrix)
+    if torch.device(device).type != "cpu" or int8.fast_problem() or ragged:
         model.load_state_dict(int8.restore_weights(state["weights"]))
         return model.eval()
     model.embed = int8.Int8Embedding(config.vocab_size, config.dim)
-    for block in model.blocks:
-        for owner, name in (
-            (block.attn, "qkv"),
-            (block.attn, "out"),
-            (block.mlp, "gate_up"),
-            (block.mlp, "down"),
-        ):
-            old = getattr(owner, name)
-            setattr(owner, name, int8.Int8Linear(old.out_features, old.in_features))
+    int8.install(model)
     model.load_state_dict(state["weights"])
     return model.eval()
 

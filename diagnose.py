@@ -287,8 +287,7 @@ def check_disk() -> Findings:
 
 
 def _parameters(vocab):
-    block = 4 * config.GPT_DIM**2 + 3 * config.GPT_DIM * config.GPT_FF
-    return vocab * config.GPT_DIM + config.GPT_BLOCKS * block
+    return planned_config(vocab).matrix_parameters()
 
 
 def check_console() -> Findings:

@@ -225,9 +225,11 @@ class Run:
         self.config = self._model_config()
         torch.manual_seed(self.settings.seed)
         self.model = GPT(self.config).to(self.device)
-        self.model.grad_checkpoint = self.settings.grad_checkpoint == "on"
         self.split = split_for(self.settings.budget, self.device.type)
-        self.model.quantum = max(1, self.settings.budget // self.split // _STEPS_OF_SHAPE)
+        self.model.configure(
+            grad_checkpoint=self.settings.grad_checkpoint == "on",
+            quantum=max(1, self.settings.budget // self.split // _STEPS_OF_SHAPE),
+        )
         self.optimizers = self._new_optimizers()
         self.scale = LossScale(enabled=self.dtype == torch.float16)
         self.position = {"update": 0, "tokens": 0, "seconds": 0.0, "bad": 0, "skipped": 0}
@@ -419,7 +421,7 @@ class Run:
         )
         self.compiled = compiled
         if compiled:
-            self.model.enable_compile()
+            self.model.configure(compiled=True)
             self._try_compile()
         self.gradient_sum = None
         if self.ranks.world > 1:
@@ -440,7 +442,7 @@ class Run:
         except Exception as error:
             if self.settings.compile == "on" or is_out_of_memory(error):
                 raise
-            self.model.disable_compile()
+            self.model.configure(compiled=False)
             self.compiled, self.compile_reason = False, f"编译失败：{type(error).__name__}"
         self.model.zero_grad(set_to_none=True)
 
