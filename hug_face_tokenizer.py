@@ -69,7 +69,7 @@ def training_texts(path: Path) -> Iterator[str]:
     with console.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
         for text in poem_texts(path, bar.update):
             found += bool(text)
-            yield tokenizer.clean(text)
+            yield text
     if not found:
         raise UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
 
@@ -90,7 +90,7 @@ def train(
         show_progress=show_progress,
     )
     with _one_thread():
-        inner.train_from_iterator(texts, trainer)
+        inner.train_from_iterator(tokenizer.short_words(texts), trainer)
     return HFTokenizer(inner)
 
 

@@ -123,6 +123,20 @@ def test_tiny_vocabulary_keeps_all_bytes(vocab_size: int) -> None:
     assert made.merges == {}
 
 
+def test_long_unbroken_text_is_learnt_in_parts() -> None:
+    """没有标点的长文：两种训练先同样地切短，学到的仍逐条相同；一个字也不少。"""
+    rng = random.Random(5)
+    long = "".join(rng.choices(HAN, k=3 * tokenizer.LONGEST_WORD + 7))
+    texts = ["春，" + long + "。秋\ud800", long[:500], " " * 2000 + "月\n" * 900, ""]
+    parts = list(tokenizer.short_words(texts))
+    assert "".join(parts) == tokenizer.clean("".join(texts))
+    words = [word for part in parts for word in tokenizer.split_words(part)]
+    assert max(map(len, words)) <= tokenizer.LONGEST_WORD
+    made = BPETokenizer().train(texts, 600)
+    judge = hug_face_tokenizer.train(texts, 600, tokenizer.SPECIAL_TOKENS)
+    assert made.to_json() == judge.to_json()
+
+
 def test_training_is_deterministic_and_repeatable(ours: BPETokenizer) -> None:
     again = BPETokenizer().train(reversed(poem_corpus()), 1500)
     assert again.to_json() == ours.to_json()
