@@ -259,19 +259,12 @@ def read_hf(folder: Path) -> dict:
             tensors.update(load_file(path))
         except Exception as error:  # safetensors 的异常类型随版本而变
             raise UserError(f"{path} 读不了，可能已损坏：{error}") from error
-    return {
-        "version": checkpoint.VERSION,
-        "model_config": shape.to_dict(),
-        "weights": from_hf(tensors, shape),
-        "optimizer": None,
-        "scaler": None,
-        "position": {},
-        "best": {},
-        "tokenizer": _tokenizer_from_hf(folder, shape.vocab_size),
-        "prompt_kinds": list(found.get("prompt_kinds") or ["title"]),
-        "config": {},
-        "dataset": "",
-    }
+    return checkpoint.new_state(
+        shape,
+        from_hf(tensors, shape),
+        _tokenizer_from_hf(folder, shape.vocab_size),
+        found.get("prompt_kinds") or ["title"],
+    )
 
 
 def _shape_from_hf(found, folder):

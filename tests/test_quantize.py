@@ -9,6 +9,7 @@ import checkpoint
 import infere
 import quantize
 from kernels import int8
+from support.artefacts import MODEL_INT8
 from support.console import UserError
 from tests import tiny_model
 from writing import engine
@@ -18,7 +19,7 @@ from writing.decoder import Decoder
 @pytest.fixture
 def files(tmp_path):
     tiny_model.save(tmp_path / "best_model.bin")
-    quantize.quantize_file(tmp_path / "best_model.bin", tmp_path / quantize.NAME)
+    quantize.quantize_file(tmp_path / "best_model.bin", tmp_path / MODEL_INT8)
     return tmp_path
 
 
@@ -28,7 +29,7 @@ def test_logits_stay_close(files, fast, monkeypatch):
         pytest.skip(int8.fast_problem())
     if not fast:
         monkeypatch.setattr(int8, "fast_problem", lambda: "测试")
-    state = checkpoint.load(files / quantize.NAME)
+    state = checkpoint.load(files / MODEL_INT8)
     model, _ = checkpoint.rebuild(state)
     exact, _ = checkpoint.rebuild(checkpoint.load(files / "best_model.bin"))
     restored = tiny_model.model(exact.config.vocab_size)
@@ -43,7 +44,7 @@ def test_logits_stay_close(files, fast, monkeypatch):
 
 
 def test_decoding_equals_its_own_full_forward(files):
-    model, _ = checkpoint.rebuild(checkpoint.load(files / quantize.NAME))
+    model, _ = checkpoint.rebuild(checkpoint.load(files / MODEL_INT8))
     ids = torch.randint(3, 300, (14,)).tolist()
     decoder = Decoder(model)
     cache = decoder.new_cache(1)
@@ -56,7 +57,7 @@ def test_decoding_equals_its_own_full_forward(files):
 
 
 def test_chat_takes_the_quantised_model(files):
-    path = files / quantize.NAME
+    path = files / MODEL_INT8
     text = infere.chat("春天", checkpoint=path, seed=1, max_new_tokens=30)
     assert text == infere.chat("春天", checkpoint=path, seed=1, max_new_tokens=30)
     assert engine.Poet.load(str(path), ".").prompt_kinds
@@ -64,4 +65,11 @@ def test_chat_takes_the_quantised_model(files):
 
 def test_twice_is_refused(files):
     with pytest.raises(UserError, match="已经量化"):
-        quantize.quantize_file(files / quantize.NAME, files / "again.bin")
+        quantize.quantize_file(files / MODEL_INT8, files / "again.bin")
+
+
+def test_only_what_inference_needs_is_kept(files):
+    """续训用的（位置、优化器……）不进 int8 文件。"""
+    state = checkpoint.load(files / MODEL_INT8)
+    assert set(state) <= set(checkpoint.Model.__annotations__)
+    assert state["quantized"] == int8.MARK
