@@ -23,7 +23,6 @@ from support.console import UserError
 from tokenizer import HFTokenizer
 
 VERSION = 1
-NEWEST, PREVIOUS, BEST = CHECKPOINT, CHECKPOINT_PREVIOUS, BEST_MODEL
 _SEAL = b"sha256:"
 _COMMENT = len(_SEAL) + 64
 
@@ -99,7 +98,7 @@ def save(path: Path, state: State, keep_previous: bool = False) -> None:
     """
     path = Path(path)
     state = {"version": VERSION, "sealed": True, **state}
-    previous = path.with_name(PREVIOUS) if keep_previous else None
+    previous = path.with_name(CHECKPOINT_PREVIOUS) if keep_previous else None
     try:
         with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
@@ -197,8 +196,8 @@ def _verify(path: Path) -> bool:
 
 def load_newest(work_dir: str) -> State | None:
     """WORK_DIR 里可以接着训练的检查点；最新的坏了就用上一个并警告，一个都没有时为 None。"""
-    newest = files.work_path(work_dir, NEWEST)
-    previous = newest.with_name(PREVIOUS)
+    newest = files.work_path(work_dir, CHECKPOINT)
+    previous = newest.with_name(CHECKPOINT_PREVIOUS)
     if not newest.exists() and not previous.exists():
         return None
     try:
@@ -206,10 +205,11 @@ def load_newest(work_dir: str) -> State | None:
     except UserError as error:
         if not previous.exists():
             raise UserError(
-                f"{error}\n也没有 {PREVIOUS} 可用；文件原样保留。\n从头开始：加上 --RESUME=off"
+                f"{error}\n也没有 {CHECKPOINT_PREVIOUS} 可用；文件原样保留。\n"
+                "从头开始：加上 --RESUME=off"
             ) from error
         if newest.exists():
-            warnings.warn(f"{error} 改用上一个检查点 {PREVIOUS}。", stacklevel=2)
+            warnings.warn(f"{error} 改用上一个检查点 {CHECKPOINT_PREVIOUS}。", stacklevel=2)
         return load(previous)
 
 
@@ -220,12 +220,12 @@ def find(work_dir: str, given: str = "") -> Path:
         if path is None:
             raise UserError(f"没有找到模型 {given}（当前目录和 {work_dir} 里都没有）。")
         return path
-    for name in (BEST, NEWEST, PREVIOUS):
+    for name in (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS):
         path = Path(work_dir) / name
         if path.exists():
             return path
     raise UserError(
-        f"{work_dir} 里还没有训练好的模型（{BEST}、{NEWEST} 都没有）。\n"
+        f"{work_dir} 里还没有训练好的模型（{BEST_MODEL}、{CHECKPOINT} 都没有）。\n"
         "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py"
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 import config
-from support import console, files, hardware
+from support import artefacts, console, files, hardware
 from support.console import UserError
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -479,7 +479,7 @@ def check_checkpoints() -> Findings:
 
     folder = Path(config.WORK_DIR)
     states = {}
-    for name in (checkpoint.BEST, checkpoint.NEWEST, checkpoint.PREVIOUS):
+    for name in (artefacts.BEST_MODEL, artefacts.CHECKPOINT, artefacts.CHECKPOINT_PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
@@ -487,15 +487,17 @@ def check_checkpoints() -> Findings:
             text = _checkpoint_text(states[name], checkpoint.tokenizer_of(states[name]))
             yield Finding(OK, name, text)
         except (UserError, ValueError) as error:
-            spare = (folder / checkpoint.PREVIOUS).exists() and name == checkpoint.NEWEST
+            spare = (
+                folder / artefacts.CHECKPOINT_PREVIOUS
+            ).exists() and name == artefacts.CHECKPOINT
             mend = (
-                f"再运行一次训练会自动改用 {checkpoint.PREVIOUS}"
+                f"再运行一次训练会自动改用 {artefacts.CHECKPOINT_PREVIOUS}"
                 if spare
                 else "删去或移走它，再训练：python train_gpt.py"
             )
-            level = WARN if spare or name == checkpoint.PREVIOUS else BAD
+            level = WARN if spare or name == artefacts.CHECKPOINT_PREVIOUS else BAD
             yield Finding(level, name, str(error).split("\n")[0], mend)
-    newest = states.get(checkpoint.NEWEST)
+    newest = states.get(artefacts.CHECKPOINT)
     if newest is not None:
         yield from _resume_problems(newest, folder / "dataset.bin")
 
