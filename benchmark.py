@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import config
-from support import console, files, hardware
+from support import artefacts, console, files, hardware
 from support.console import UserError
 
 DEFAULT_SECONDS = config.SECONDS
@@ -58,7 +58,7 @@ def generate() -> dict:
     """写诗的速度，与 transformers 并排。"""
     import torch
 
-    from writing.decoder import half_problem
+    from kernels.products import half_problem
 
     device = hardware.pick_device(config.DEVICE)
     model = random_model(device)
@@ -358,7 +358,7 @@ def learn() -> dict:
     """从零训练 SECONDS 秒，写 best_model.bin，报告验证集的每字比特。"""
     import checkpoint
 
-    best = files.work_path(config.WORK_DIR, checkpoint.BEST)
+    best = files.work_path(config.WORK_DIR, artefacts.BEST_MODEL)
     values = config.values()
     defaults = {**LEARN, **{name: values[name] for name in config.given() if name in LEARN}}
     run = timed_run({**values, **defaults}, config.SECONDS)

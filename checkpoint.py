@@ -11,19 +11,69 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any, BinaryIO, Iterable, TypedDict
 
 import torch
 
 from gpt import GPT, GPTConfig
 from kernels import int8
 from support import files
+from support.artefacts import BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS
 from support.console import UserError
+from tokenizer import HFTokenizer
 
 VERSION = 1
-NEWEST, PREVIOUS, BEST = "checkpoint.bin", "checkpoint.prev.bin", "best_model.bin"
 _SEAL = b"sha256:"
 _COMMENT = len(_SEAL) + 64
-_KEYS = ("version", "model_config", "weights", "tokenizer", "prompt_kinds", "config")
+
+
+class Model(TypedDict, total=False):
+    """推理要用的内容：各种模型文件里都有。"""
+
+    version: int  # 文件格式的版本
+    sealed: bool  # 写的时候带着整文件摘要
+    model_config: dict  # GPTConfig 的各项
+    weights: dict  # 名字 → fp32 张量；量化的见 int8.quantize_weights
+    quantized: str  # int8.MARK；没有量化的没有这一项
+    tokenizer: str  # 分词器的 JSON
+    prompt_kinds: list  # 训练过的提示词种类
+    config: dict  # 训练时的 config.values()
+    dataset: str  # 训练用的 dataset.bin 的指纹
+    best: dict  # 最好的一次验证：val_bpc、iter、stale
+
+
+class State(Model, total=False):
+    """一次训练的全部内容；best_model.bin 没有优化器与缩放。"""
+
+    chosen: dict  # 自动选定的 DEVICE、DTYPE、COMPILE
+    position: dict  # 训练到了哪里
+    optimizer: dict  # 各优化器的状态
+    scaler: dict  # fp16 的损失缩放
+
+
+_REQUIRED = ("version", "model_config", "weights", "tokenizer", "prompt_kinds", "config")
+
+
+def new_state(config: GPTConfig, weights: dict, tokenizer: str, prompt_kinds: Iterable) -> State:
+    """只有模型、没有训练过程的检查点：能推理，不能续训。"""
+    return {
+        "version": VERSION,
+        "model_config": config.to_dict(),
+        "weights": weights,
+        "optimizer": None,
+        "scaler": None,
+        "position": {},
+        "best": {},
+        "tokenizer": tokenizer,
+        "prompt_kinds": list(prompt_kinds),
+        "config": {},
+        "dataset": "",
+    }
+
+
+def model_part(state: State) -> Model:
+    """检查点里推理要用的内容。"""
+    return {name: value for name, value in state.items() if name in Model.__annotations__}
 
 
 class DamagedError(UserError):
@@ -41,14 +91,14 @@ def weights_of(model: torch.nn.Module) -> dict:
     }
 
 
-def save(path: Path, state: dict, keep_previous: bool = False) -> None:
+def save(path: Path, state: State, keep_previous: bool = False) -> None:
     """原子地写检查点；keep_previous 时旧文件留作 checkpoint.prev.bin。
 
     磁盘满等写不下的情况抛 UserError，旧文件不动。
     """
     path = Path(path)
     state = {"version": VERSION, "sealed": True, **state}
-    previous = path.with_name(PREVIOUS) if keep_previous else None
+    previous = path.with_name(CHECKPOINT_PREVIOUS) if keep_previous else None
     try:
         with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
@@ -61,7 +111,7 @@ def save(path: Path, state: dict, keep_previous: bool = False) -> None:
         ) from error
 
 
-def _seal(file) -> None:
+def _seal(file: BinaryIO) -> None:
     """把此前全部内容的摘要写进 zip 结尾的注释（注释长度字段也算在内）。"""
     file.seek(-2, io.SEEK_END)
     if file.read(2) != b"\0\0":
@@ -74,7 +124,7 @@ def _seal(file) -> None:
     file.write(_SEAL + digest)
 
 
-def _digest(file, length: int) -> bytes:
+def _digest(file: BinaryIO, length: int) -> bytes:
     """文件前 length 字节的 SHA-256（十六进制）。"""
     file.seek(0)
     total = hashlib.sha256()
@@ -87,7 +137,7 @@ def _digest(file, length: int) -> bytes:
     return total.hexdigest().encode()
 
 
-def _bytes_of(value) -> int:
+def _bytes_of(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
@@ -100,7 +150,7 @@ def _bytes_of(value) -> int:
 # ── 读 ────────────────────────────────────────────────────────────────
 
 
-def load(path: Path) -> dict:
+def load(path: Path) -> State:
     """验证并读入一个检查点；坏了抛 DamagedError，不是检查点或版本太新抛 UserError。"""
     path = Path(path)
     sealed = _verify(path)
@@ -110,7 +160,7 @@ def load(path: Path) -> dict:
         raise UserError(f"读不了 {path}：{error}") from error
     except Exception as error:  # torch.load 对坏文件抛的种类很多，都意味着不能用
         raise DamagedError(f"{path} 读不出来，不是完好的检查点。") from error
-    if not isinstance(state, dict) or any(key not in state for key in _KEYS):
+    if not isinstance(state, dict) or any(key not in state for key in _REQUIRED):
         raise UserError(f"{path} 不是本项目的检查点（缺少必要的内容）。")
     if state["version"] > VERSION:
         raise UserError(
@@ -144,10 +194,10 @@ def _verify(path: Path) -> bool:
     return False
 
 
-def load_newest(work_dir: str) -> dict | None:
+def load_newest(work_dir: str) -> State | None:
     """WORK_DIR 里可以接着训练的检查点；最新的坏了就用上一个并警告，一个都没有时为 None。"""
-    newest = files.work_path(work_dir, NEWEST)
-    previous = newest.with_name(PREVIOUS)
+    newest = files.work_path(work_dir, CHECKPOINT)
+    previous = newest.with_name(CHECKPOINT_PREVIOUS)
     if not newest.exists() and not previous.exists():
         return None
     try:
@@ -155,10 +205,11 @@ def load_newest(work_dir: str) -> dict | None:
     except UserError as error:
         if not previous.exists():
             raise UserError(
-                f"{error}\n也没有 {PREVIOUS} 可用；文件原样保留。\n从头开始：加上 --RESUME=off"
+                f"{error}\n也没有 {CHECKPOINT_PREVIOUS} 可用；文件原样保留。\n"
+                "从头开始：加上 --RESUME=off"
             ) from error
         if newest.exists():
-            warnings.warn(f"{error} 改用上一个检查点 {PREVIOUS}。", stacklevel=2)
+            warnings.warn(f"{error} 改用上一个检查点 {CHECKPOINT_PREVIOUS}。", stacklevel=2)
         return load(previous)
 
 
@@ -169,12 +220,12 @@ def find(work_dir: str, given: str = "") -> Path:
         if path is None:
             raise UserError(f"没有找到模型 {given}（当前目录和 {work_dir} 里都没有）。")
         return path
-    for name in (BEST, NEWEST, PREVIOUS):
+    for name in (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS):
         path = Path(work_dir) / name
         if path.exists():
             return path
     raise UserError(
-        f"{work_dir} 里还没有训练好的模型（{BEST}、{NEWEST} 都没有）。\n"
+        f"{work_dir} 里还没有训练好的模型（{BEST_MODEL}、{CHECKPOINT} 都没有）。\n"
         "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py"
     )
 
@@ -182,14 +233,12 @@ def find(work_dir: str, given: str = "") -> Path:
 # ── 重建 ──────────────────────────────────────────────────────────────
 
 
-def tokenizer_of(state: dict):
+def tokenizer_of(state: State) -> HFTokenizer:
     """检查点自带的分词器。"""
-    from tokenizer import HFTokenizer
-
     return HFTokenizer.from_json(state["tokenizer"])
 
 
-def rebuild(state: dict, device: str = "cpu") -> tuple:
+def rebuild(state: State, device: str = "cpu") -> tuple:
     """检查点 → (评估模式的 GPT, 分词器)；分词器与模型对不上时抛 UserError。"""
     tokenizer = tokenizer_of(state)
     config = GPTConfig(**state["model_config"])
@@ -206,30 +255,18 @@ def rebuild(state: dict, device: str = "cpu") -> tuple:
     return model.to(device).eval(), tokenizer
 
 
-def rebuild_int8(config: GPTConfig, state: dict, device: str = "cpu") -> GPT:
+def rebuild_int8(config: GPTConfig, state: Model, device: str = "cpu") -> GPT:
     """量化检查点 → 模型：能用 int8 矩阵乘时权重保持 int8，否则还原成 fp32。
 
     device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的）。
     """
     model = GPT(config)
-    if (
-        torch.device(device).type != "cpu"
-        or int8.fast_problem()
-        or config.dim % 32
-        or config.ff % 32
-    ):
+    ragged = any(each.shape[1] % int8.WIDTH for each in config.weights() if each.is_matrix)
+    if torch.device(device).type != "cpu" or int8.fast_problem() or ragged:
         model.load_state_dict(int8.restore_weights(state["weights"]))
         return model.eval()
     model.embed = int8.Int8Embedding(config.vocab_size, config.dim)
-    for block in model.blocks:
-        for owner, name in (
-            (block.attn, "qkv"),
-            (block.attn, "out"),
-            (block.mlp, "gate_up"),
-            (block.mlp, "down"),
-        ):
-            old = getattr(owner, name)
-            setattr(owner, name, int8.Int8Linear(old.out_features, old.in_features))
+    int8.install(model)
     model.load_state_dict(state["weights"])
     return model.eval()
 

@@ -19,7 +19,7 @@ import torch
 
 import checkpoint
 import config
-from gpt import GPT, GPTConfig
+from gpt import ACTIVATION, GPTConfig
 from poems import chat_format
 from support import console, files
 from support.console import UserError
@@ -36,30 +36,10 @@ OLLAMA_TYPE = "F16"  # Modelfile 用的那一个：模型小，F16 几乎无损
 # ── 权重对照：gpt.GPT ↔ Qwen3ForCausalLM ──────────────────────────────
 
 
-def weight_names(n_block: int) -> list:
-    """[(本项目的名字, Qwen3 的名字的元组)]；有几个名字就是按行拼在一起的几个矩阵。"""
-    pairs = [("embed.weight", ("model.embed_tokens.weight",))]
-    for i in range(n_block):
-        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
-        for name, parts in (
-            ("norm1", ("input_layernorm",)),
-            ("attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-            ("attn.q_norm", ("self_attn.q_norm",)),
-            ("attn.k_norm", ("self_attn.k_norm",)),
-            ("attn.out", ("self_attn.o_proj",)),
-            ("norm2", ("post_attention_layernorm",)),
-            ("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-            ("mlp.down", ("mlp.down_proj",)),
-        ):
-            pairs.append((f"{ours}{name}.weight", tuple(f"{theirs}{p}.weight" for p in parts)))
-    pairs.append(("norm.weight", ("model.norm.weight",)))
-    return pairs
-
-
 def to_hf(weights: dict, shape: GPTConfig) -> dict:
     """本项目的权重 → Qwen3 的权重（fp32、连续、互不共享内存）。输出层与词嵌入共享，不另存。"""
     result = {}
-    for ours, theirs in weight_names(shape.n_block):
+    for ours, _, theirs in shape.weights():
         for name, part in zip(theirs, weights[ours].float().chunk(len(theirs), dim=0)):
             result[name] = part.clone().contiguous()
     return result
@@ -67,17 +47,14 @@ def to_hf(weights: dict, shape: GPTConfig) -> dict:
 
 def from_hf(tensors: dict, shape: GPTConfig) -> dict:
     """Qwen3 的权重 → 本项目的权重（fp32）；缺一个或形状不对就抛 UserError。"""
-    pairs = weight_names(shape.n_block)
-    missing = [name for _, theirs in pairs for name in theirs if name not in tensors]
+    missing = [name for weight in shape.weights() for name in weight.qwen3 if name not in tensors]
     if missing:
         raise UserError(f"Hugging Face 目录里缺少 {len(missing)} 个权重：{_few(missing)}")
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in GPT(shape).state_dict().items()}
     result, wrong = {}, []
-    for ours, theirs in pairs:
+    for ours, expected, theirs in shape.weights():
         result[ours] = torch.cat([tensors[name].float() for name in theirs], dim=0).contiguous()
-        if result[ours].shape != expected[ours]:
-            wrong.append(f"{ours} {tuple(result[ours].shape)}，应为 {tuple(expected[ours])}")
+        if tuple(result[ours].shape) != expected:
+            wrong.append(f"{ours} {tuple(result[ours].shape)}，应为 {expected}")
     if wrong:
         raise UserError(f"权重的形状与 config.json 不符：{_few(wrong)}")
     return result
@@ -114,7 +91,7 @@ def hf_config(shape: GPTConfig, prompt_kinds: list) -> dict:
         "num_attention_heads": shape.n_head,
         "num_key_value_heads": shape.n_head,
         "head_dim": shape.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": ACTIVATION,
         "max_position_embeddings": shape.max_seq_len,
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,
@@ -266,19 +243,12 @@ def read_hf(folder: Path) -> dict:
             tensors.update(load_file(path))
         except Exception as error:  # safetensors 的异常类型随版本而变
             raise UserError(f"{path} 读不了，可能已损坏：{error}") from error
-    return {
-        "version": checkpoint.VERSION,
-        "model_config": shape.to_dict(),
-        "weights": from_hf(tensors, shape),
-        "optimizer": None,
-        "scaler": None,
-        "position": {},
-        "best": {},
-        "tokenizer": _tokenizer_from_hf(folder, shape.vocab_size),
-        "prompt_kinds": list(found.get("prompt_kinds") or ["title"]),
-        "config": {},
-        "dataset": "",
-    }
+    return checkpoint.new_state(
+        shape,
+        from_hf(tensors, shape),
+        _tokenizer_from_hf(folder, shape.vocab_size),
+        found.get("prompt_kinds") or ["title"],
+    )
 
 
 def _shape_from_hf(found, folder):
@@ -321,7 +291,7 @@ def _unsupported(found):
     checks = (
         (found.get("num_key_value_heads", heads) == heads, "分组的键值头（GQA）"),
         (found.get("head_dim", dim // heads) * heads == dim, "head_dim × 头数 ≠ 维度"),
-        (found.get("hidden_act", "silu") == "silu", f"激活函数 {found.get('hidden_act')}"),
+        (found.get("hidden_act", ACTIVATION) == ACTIVATION, f"激活函数 {found.get('hidden_act')}"),
         (found.get("tie_word_embeddings") is True, "不与词嵌入共享的输出层"),
         (not found.get("attention_bias"), "注意力偏置"),
         (not found.get("use_sliding_window"), "滑动窗口注意力"),

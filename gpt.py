@@ -2,22 +2,57 @@
 
 权重与 transformers 的 Qwen3ForCausalLM 一一对应，只是 q|k|v 与 gate|up 各自按行拼成一个矩阵。
 一行只放一首诗，因此注意力只需因果遮罩，SDPA 的 flash 路径不必带显式遮罩；只有 CPU 上的半精度
-训练不用 SDPA，改用批量矩阵乘（见 _Products）。块内的数据是摊平的 (N, D)，只有注意力看得见行。
+训练不用 SDPA，改用批量矩阵乘（见 kernels/attention.py）。
+
+形状注释里的字母：
+    B 行数（一行一首诗）    T 行长（token 数）    S 注意力里补齐的行长，S ≥ T
+    N 摊平的位置数，N ≥ B·T，多出来的是填充；块内的数据都是摊平的，只有注意力看得见行
+    C 宽（dim）    H 头数    D 头宽（C / H）    V 词表大小
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from embeding import TokenEmbedding, gradient_of, rope_tables, rotate
+from embeding import TokenEmbedding, rope_tables, rotate
+from kernels.attention import attention_by_products, padded_length
+from kernels.cross_entropy import Chunks, Scratch, linear_cross_entropy, softmax_parts
+from kernels.dropout import drop, random_noise
 from support import hardware
+
+# ── 激活函数：换一个只改这三处 ────────────────────────────────────────
+
+ACTIVATION = "silu"  # 在 Qwen3 的 config.json 里叫什么
+ACTIVATION_COPIES = 4  # 反向要用的、前馈宽的张量有几个：gate、up、silu(gate)、它与 up 的积
+
+
+def activate(gate_up: torch.Tensor) -> torch.Tensor:
+    """前馈网络的中间一步：(..., 2·ff) -> (..., ff)。"""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+# ── 形状与权重 ────────────────────────────────────────────────────────
+
+
+class Weight(NamedTuple):
+    """模型的一个权重。"""
+
+    name: str  # 在 state_dict 里的名字
+    shape: tuple
+    qwen3: tuple  # 在 Qwen3 里的名字；有几个就是按行拼在一起的几个矩阵
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.shape) == 2
 
 
 @dataclass(frozen=True)
@@ -41,20 +76,88 @@ class GPTConfig:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    def weights(self) -> list[Weight]:
+        """全部权重：名字、形状、与 Qwen3 的对照。"""
+        found = [
+            Weight("embed.weight", (self.vocab_size, self.dim), ("model.embed_tokens.weight",))
+        ]
+        for index in range(self.n_block):
+            for name, shape, qwen3 in self._block_weights():
+                theirs = tuple(f"model.layers.{index}.{part}.weight" for part in qwen3)
+                found.append(Weight(f"blocks.{index}.{name}.weight", shape, theirs))
+        return [*found, Weight("norm.weight", (self.dim,), ("model.norm.weight",))]
 
-class Scratch:
-    """反复使用的几块内存，按名字取；省得每次分配大块，把堆切碎。"""
+    def _block_weights(self) -> tuple:
+        """一块里的权重。"""
+        c, d, ff = self.dim, self.head_dim, self.ff
+        qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        return (
+            Weight("norm1", (c,), ("input_layernorm",)),
+            Weight("attn.qkv", (3 * c, c), qkv),
+            Weight("attn.q_norm", (d,), ("self_attn.q_norm",)),
+            Weight("attn.k_norm", (d,), ("self_attn.k_norm",)),
+            Weight("attn.out", (c, c), ("self_attn.o_proj",)),
+            Weight("norm2", (c,), ("post_attention_layernorm",)),
+            Weight("mlp.gate_up", (2 * ff, c), ("mlp.gate_proj", "mlp.up_proj")),
+            Weight("mlp.down", (c, ff), ("mlp.down_proj",)),
+        )
 
-    def __init__(self) -> None:
-        self._kept = {}
+    def matrix_parameters(self) -> int:
+        """矩阵参数个数：共享的词嵌入（输出层）只算一次，归一化不算。"""
+        return sum(math.prod(weight.shape) for weight in self.weights() if weight.is_matrix)
 
-    def take(self, name: str, shape: tuple, dtype, device) -> torch.Tensor:
-        """名为 name 的那一块，形状为 shape；内容是上次留下的。"""
-        count = math.prod(shape)
-        flat = self._kept.get(name)
-        if flat is None or flat.numel() < count or (flat.dtype, flat.device) != (dtype, device):
-            flat = self._kept[name] = torch.empty(count, dtype=dtype, device=device)
-        return flat[:count].view(shape)
+    def flops_per_token(self) -> int:
+        """训练一个 token 的浮点运算数：6 × 矩阵参数（注意力的 T² 部分不算）。"""
+        return 6 * self.matrix_parameters()
+
+
+# ── 怎样算 ────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Execution:
+    """怎样算：只关系到快慢与内存，不关系到模型是什么。"""
+
+    grad_checkpoint: bool = False  # 训练时不留块内的激活，反向里重算
+    compiled: bool = False  # 训练时用 torch.compile 过的块与交叉熵
+    quantum: int = 1  # 训练时一个微批次的 token 数补到它的倍数
+    by_products: bool | None = None  # 注意力用矩阵乘；None = CPU 上半精度才用，否则用 SDPA
+    chunks: Chunks | None = None  # 交叉熵怎样分块；None = 按设备
+    scratch: Scratch = field(default_factory=Scratch)  # 训练时交叉熵反复用的内存
+
+
+class _Steps(NamedTuple):
+    """训练中逐块执行的函数，编译过或没有编译。"""
+
+    before: Callable
+    after: Callable
+    softmax: Callable
+
+
+def _steps(compiled: bool) -> _Steps:
+    plain = _Steps(Block.before, Block.after, softmax_parts)
+    if not compiled:
+        return plain
+    # 各块共用一份编译结果，形状从第一步起就是动态的
+    return _Steps(*map(functools.partial(torch.compile, dynamic=True), plain))
+
+
+class _Layout(NamedTuple):
+    """一次前向里各块共用的：行的排法、旋转表、怎样算注意力。"""
+
+    rows: int  # B
+    length: int  # T
+    cos: torch.Tensor  # (T, D)
+    sin: torch.Tensor
+    by_products: bool
+
+    @property
+    def size(self) -> int:
+        """q、k、v 的长度 S。"""
+        return padded_length(self.length) if self.by_products else self.length
+
+
+# ── 模型 ──────────────────────────────────────────────────────────────
 
 
 class RMSNorm(nn.Module):
@@ -70,44 +173,24 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-class KVCache:
-    """预先分配的键值缓存：每层 (B, H, capacity, hd)，length 是已写入的位置数。"""
-
-    def __init__(self, config: GPTConfig, batch: int, capacity: int, device, dtype) -> None:
-        shape = (config.n_block, batch, config.n_head, capacity, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.capacity = capacity
-        self.length = 0
-
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple:
-        """写入新的 k、v：(B, H, T, hd)，返回到目前为止的全部。"""
-        end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
 class Attention(nn.Module):
     """因果多头自注意力；q、k 逐头归一化后再旋转。"""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def project(self, x, rows, cos, sin, size):
-        """(N, D) -> q、k、v 各 (B, H, S, hd)，S = size ≥ T。
-
-        N 个位置的前 B·T 个是 B 行，其余是填充；第 T 行以后补零。
-        """
+    def project(
+        self, x: torch.Tensor, rows: int, cos: torch.Tensor, sin: torch.Tensor, size: int
+    ) -> tuple:
+        """(N, C) -> q（已除以 √D）、k、v 各 (B, H, S, D)，S = size；第 T 行以后补零。"""
         length = cos.size(0)
         qkv = self.qkv(x)[: rows * length].view(rows, length, 3, self.n_head, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, hd) -> 3 × (B, H, T, hd)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, T, 3, H, D) -> 3 × (B, H, T, D)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         q = q * self.head_dim**-0.5
         heads = q.to(v.dtype), k.to(v.dtype), v
@@ -115,95 +198,14 @@ class Attention(nn.Module):
             return heads
         return tuple(F.pad(each, (0, 0, 0, size - length)).contiguous() for each in heads)
 
-    def merge(self, y, length, count):
-        """(B, H, S, hd) -> (N, D)：取前 length 行拼起来，N = count，填充的位置补零。"""
-        y = y[:, :, :length].transpose(1, 2).flatten(2).flatten(0, 1)  # -> (B·T, D)
+    def merge(self, y: torch.Tensor, length: int, count: int) -> torch.Tensor:
+        """(B, H, S, D) -> (N, C)：取前 length 行拼起来，N = count，填充的位置补零。"""
+        y = y[:, :, :length].transpose(1, 2).flatten(2).flatten(0, 1)  # -> (B·T, C)
         return self.out(F.pad(y, (0, 0, 0, count - y.size(0))))
 
 
-@dataclass
-class Sight:
-    """一次前向里各层注意力共用的：看得到哪里，怎样算。"""
-
-    length: int  # T
-    mask: torch.Tensor | None = None  # 显式的遮罩；None = 因果
-    cache: KVCache | None = None
-    by_products: bool = False  # 用矩阵乘来算（见 _Products），否则用 SDPA
-
-    @property
-    def size(self) -> int:
-        """q、k、v 的长度 S：矩阵乘要补到 16 的倍数，整块的快，形状也少。"""
-        return self.length // 16 * 16 + 16 if self.by_products else self.length
-
-    def attend(self, layer, q, k, v):
-        """(B, H, S, hd) -> (B, H, S, hd)"""
-        if self.by_products:
-            flat = (x.flatten(0, 1) for x in (q, k, v))  # (B·H, S, hd)
-            return _Products.apply(*flat).view_as(q)
-        causal = self.mask is None and (self.cache is None or q.size(2) > 1)
-        if self.cache is not None:
-            k, v = self.cache.append(layer, k, v)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.mask, is_causal=causal, scale=1.0
-        )
-
-
-class _Products(torch.autograd.Function):
-    """用批量矩阵乘写出的因果注意力 softmax(q @ kᵀ) @ v；q（已除以 √hd）、k、v：(G, S, hd)。
-
-    CPU 上半精度的 SDPA 反向比 fp32 还慢，而半精度的批量矩阵乘快得多。一次算 _WIDTH 行：
-    它们看不到更后面的键，不必算，省近一半。
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        out, saved = torch.empty_like(q), []
-        for start, end in _spans(q.size(1)):
-            weights = _weights(q, k, start, end)
-            out[:, start:end] = weights @ v[:, :end]  # (G, t, T) @ (G, T, hd) -> (G, t, hd)
-            saved.append(weights)
-        short = q.size(1) <= _KEPT
-        ctx.save_for_backward(q, k, v, *(saved if short else ()))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, k, v, *saved = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for start, end in _spans(q.size(1)):
-            weights = saved.pop(0) if saved else _weights(q, k, start, end)
-            part = grad[:, start:end]
-            grad_v[:, :end] += weights.transpose(1, 2) @ part
-            scores = part @ v[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
-            torch._softmax_backward_data(scores, weights, -1, scores.dtype, grad_input=scores)
-            grad_q[:, start:end] = scores @ k[:, :end]
-            grad_k[:, :end] += scores.transpose(1, 2) @ q[:, start:end]
-        return grad_q, grad_k, grad_v
-
-
-_WIDTH = 128  # 一次算几行注意力
-_KEPT = 256  # 长度不超过它时，注意力的权重留给反向用；更长的占内存，反向里重算
-
-
-def _weights(q, k, start, end):
-    """第 start 到 end 行的注意力权重 (G, t, T)。"""
-    scores = q[:, start:end] @ k[:, :end].transpose(1, 2)  # (G, t, hd) -> (G, t, T)
-    scores[:, :, start:] += _future(end - start, scores)
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _future(size, like):
-    """(size, size)：看不到的位置是 -inf，其余是 0。"""
-    return torch.full((size, size), -math.inf, dtype=like.dtype, device=like.device).triu_(1)
-
-
-def _spans(size):
-    """(起, 止)：这些行只看得到前“止”个键。"""
-    return [(start, min(size, start + _WIDTH)) for start in range(0, size, _WIDTH)]
-
-
-class SwiGLU(nn.Module):
-    """门控前馈网络 down(silu(gate) · up)（Shazeer 2020）。"""
+class FeedForward(nn.Module):
+    """门控前馈网络 down(silu(gate) · up)（SwiGLU，Shazeer 2020）。"""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -211,69 +213,59 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(config.ff, config.dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(activate(self.gate_up(x)))
 
 
 class Block(nn.Module):
     """先归一化的残差块：注意力，然后前馈。"""
 
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.norm1 = RMSNorm(config.dim, config.norm_eps)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.norm2 = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = FeedForward(config)
 
-    def forward(self, x, rows, cos, sin, sight, noise=None, fast=None):
-        """(N, D) -> (N, D)；noise：(2, N, D) 的随机数，None = 不丢弃；fast：编译过的前后两半。"""
-        before, after = fast or (Block.before, Block.after)
-        q, k, v = before(self, x, rows, cos, sin, sight.size)
-        y = sight.attend(self.attn.layer, q, k, v)
-        return after(self, x, y, sight.length, noise)
+    def forward(
+        self, x: torch.Tensor, layout: _Layout, noise: torch.Tensor | None, steps: _Steps
+    ) -> torch.Tensor:
+        """(N, C) -> (N, C)；noise：(2, N, C) 的随机数，None = 不丢弃。"""
+        rows, length, cos, sin, by_products = layout
+        q, k, v = steps.before(self, x, rows, cos, sin, layout.size)
+        if by_products:
+            y = attention_by_products(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        return steps.after(self, x, y, length, noise)
 
-    def before(self, x, rows, cos, sin, size):
-        """注意力之前：(N, D) -> q、k、v 各 (B, H, S, hd)。"""
+    def before(
+        self, x: torch.Tensor, rows: int, cos: torch.Tensor, sin: torch.Tensor, size: int
+    ) -> tuple:
+        """注意力之前：(N, C) -> q、k、v 各 (B, H, S, D)。"""
         return self.attn.project(self.norm1(x), rows, cos, sin, size)
 
-    def after(self, x, y, length, noise):
-        """注意力之后：x (N, D)、y (B, H, S, hd) -> (N, D)。"""
+    def after(
+        self, x: torch.Tensor, y: torch.Tensor, length: int, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """注意力之后：x (N, C)、y (B, H, S, D) -> (N, C)。"""
         x = x + self._drop(self.attn.merge(y, length, x.size(0)), noise, 0)
         return x + self._drop(self.mlp(self.norm2(x)), noise, 1)
 
-    def _drop(self, x, noise, index):
+    def _drop(self, x: torch.Tensor, noise: torch.Tensor | None, index: int) -> torch.Tensor:
         return x if noise is None else drop(x, noise[index], self.dropout)
-
-
-def drop(x, noise, rate):
-    """dropout：noise（int16，均匀）落在最小的 rate 那一份的位置清零，其余放大。"""
-    lost = round(rate * 65536)
-    return torch.where(noise >= lost - 32768, x * (65536 / (65536 - lost)), 0.0)
-
-
-def random_noise(shape: tuple, device) -> torch.Tensor:
-    """均匀的 int16 随机数。"""
-    if device.type != "cpu":
-        return torch.randint(-32768, 32768, shape, dtype=torch.int16, device=device)
-    count = math.prod(shape)
-    words = torch.empty(-(-count // 4), dtype=torch.int64)  # 一次取 64 位，比逐个取快几倍
-    return words.random_(-(2**63), None).view(torch.int16)[:count].view(shape)
 
 
 class GPT(nn.Module):
     """从 token 编号到下一个 token 的对数几率。"""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, execution: Execution | None = None) -> None:
         super().__init__()
         self.config = config
-        self.grad_checkpoint = False
-        self.quantum = 1  # 训练时一个微批次的 token 数补到它的倍数
-        self.by_products = None  # 注意力用矩阵乘还是 SDPA；None = CPU 上半精度才用矩阵乘
-        self.disable_compile()
-        self.scratch = Scratch()
+        self.execution = execution or Execution()
+        self._steps = _steps(self.execution.compiled)
         self.embed = TokenEmbedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_block))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_block))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         cos, sin = rope_tables(config.head_dim, config.max_seq_len, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
@@ -289,201 +281,73 @@ class GPT(nn.Module):
             for linear in (block.attn.out, block.mlp.down):
                 nn.init.zeros_(linear.weight)
 
-    def hidden(self, ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """最后一层归一化之后的隐状态：(B, T) -> (B, T, D)；给了 cache 就接着它算并更新它。"""
+    def configure(self, **changes: Any) -> None:
+        """改变怎样算；changes 是 Execution 的字段，没有提到的不变。"""
+        self.execution = replace(self.execution, **changes)
+        self._steps = _steps(self.execution.compiled)
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """最后一层归一化之后的隐状态：(B, T) -> (B, T, C)。"""
         rows, length = ids.shape
-        start = cache.length if cache is not None else 0
-        cos, sin = self.cos[start : start + length], self.sin[start : start + length]
-        sight = self._sight(start, length, cache)
-        x = self.embed(self._flat(ids))  # (B, T) -> (N, D)
+        layout = _Layout(rows, length, self.cos[:length], self.sin[:length], self._by_products())
+        x = self.embed(self._flat(ids))  # (B, T) -> (N, C)
         dropout = self.config.dropout if self.training else 0.0
         if dropout:
             x = drop(x, random_noise(x.shape, x.device), dropout)
-        fast = self.fast_block if self.training else None
+        steps = self._steps if self.training else _steps(compiled=False)
         for block in self.blocks:
             noise = random_noise((2, *x.shape), x.device) if dropout else None
-            options = rows, cos, sin, sight, noise, fast
-            if self.training and self.grad_checkpoint:
-                x = checkpoint(block, x, *options, use_reentrant=False, preserve_rng_state=False)
+            inputs = x, layout, noise, steps
+            if self.training and self.execution.grad_checkpoint:
+                x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, *options)
-        if cache is not None:
-            cache.length += length
-        return self.norm(x)[: rows * length].view(rows, length, -1)  # (N, D) -> (B, T, D)
+                x = block(*inputs)
+        return self.norm(x)[: rows * length].view(rows, length, -1)  # (N, C) -> (B, T, C)
 
-    def _flat(self, ids):
-        """(B, T) -> (N,)；训练时 N 补到 quantum 的倍数：形状只有几种，核与内存都能重复使用。"""
+    def _flat(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (N,)；训练时补到 quantum 的倍数：形状只有几种，核与内存都能重复使用。"""
         flat = ids.flatten()
-        return F.pad(flat, (0, -len(flat) % self.quantum)) if self.training else flat
+        spare = -len(flat) % self.execution.quantum if self.training else 0
+        return F.pad(flat, (0, spare)) if spare else flat
 
-    def _sight(self, start, length, cache):
-        by_products = self.by_products
-        if by_products is None:
+    def _by_products(self) -> bool:
+        chosen = self.execution.by_products
+        if chosen is None:
             on_cpu = self.cos.device.type == "cpu"
-            by_products = on_cpu and hardware.autocast_dtype("cpu") is not None
-        if by_products and cache is None:
-            return Sight(length, by_products=True)
-        mask = None
-        if start and length > 1:
-            mask = _offset_causal_mask(start, length, self.cos.device)
-        return Sight(length, mask, cache)
+            return on_cpu and hardware.autocast_dtype("cpu") is not None
+        return chosen
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)"""
-        return self.embed.head(hidden)
+        return self.embed.head(hidden)  # (..., C) -> (..., V)
 
-    def forward(self, ids, where=None, labels=None):
+    def forward(
+        self,
+        ids: torch.Tensor,
+        where: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """没有 labels：(B, T) -> 对数几率 (B, T, V)。
 
-        有 labels：返回这些位置交叉熵之和（标量）。where：(N,)，展平后 B·T 中要训练的位置；
-        labels：(N,)，各位置的下一个 token。
+        有 labels：返回这些位置交叉熵之和（标量）。where：(n,)，展平后 B·T 中要训练的位置；
+        labels：(n,)，各位置的下一个 token。
         """
         if labels is None:
             return self.head(self.hidden(ids))
         hidden = self.hidden(ids)
-        chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, D) -> (N, D)
+        chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, C) -> (n, C)
         return linear_cross_entropy(
             chosen,
             self.embed.weight,
             labels,
-            kernel=self.fast_kernel,
-            scratch=self.scratch if self.training else None,
+            chunks=self.execution.chunks,
+            kernel=self._steps.softmax,
+            scratch=self.execution.scratch if self.training else None,
         )
-
-    def enable_compile(self) -> None:
-        """训练时用 torch.compile 过的块；各块共用一份编译结果，形状从第一步起就是动态的。"""
-        self._use(functools.partial(torch.compile, dynamic=True))
-
-    def disable_compile(self) -> None:
-        """逐个算子地执行。"""
-        self._use(lambda function: function)
-
-    def _use(self, make):
-        self.fast_block = make(Block.before), make(Block.after)
-        self.fast_kernel = make(_softmax_parts)
-
-    def new_cache(self, batch: int, capacity: int | None = None, dtype=None) -> KVCache:
-        """给 batch 行准备的键值缓存，容量默认 max_seq_len。"""
-        weight = self.blocks[0].attn.qkv.weight
-        half = None if weight.device.type == "cpu" else hardware.autocast_dtype(weight.device.type)
-        dtype = dtype or half or weight.dtype
-        capacity = capacity or self.config.max_seq_len
-        return KVCache(self.config, batch, capacity, weight.device, dtype)
 
     def matrix_parameters(self) -> int:
-        """矩阵参数个数：共享的词嵌入（输出层）只算一次，归一化不算。"""
-        return sum(p.numel() for p in self.parameters() if p.dim() > 1)
+        """见 GPTConfig.matrix_parameters。"""
+        return self.config.matrix_parameters()
 
     def flops_per_token(self) -> int:
-        """训练一个 token 的浮点运算数：6 × 矩阵参数（注意力的 T² 部分不算）。"""
-        return 6 * self.matrix_parameters()
-
-
-def _offset_causal_mask(start, length, device):
-    """缓存里已有 start 个位置时，新来 length 个位置的因果遮罩 (T, start + T)。"""
-    full = torch.ones(length, start + length, dtype=torch.bool, device=device)
-    return full.tril(diagonal=start)
-
-
-# ── 输出层与交叉熵合在一起，整块 logits 从不同时存在 ──────────────────
-
-_SIZES = 4  # 最后一块补零到一块的几分之一的倍数：形状只有这么多种；补的行是零，不影响梯度
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """分块算 logits、损失与梯度：梯度在前向里就算好，所以反向不必重算 logits。
-
-    做法同 Liger Kernel 的 fused linear cross entropy；softmax 的分母折进行缩放，
-    每个 logit 只算一次 exp。weight 的梯度直接加进 weight.grad。
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, sizes, dtype, kernel, scratch):
-        rows, piece = sizes
-        total = hidden.new_zeros((), dtype=torch.float32)
-        take = functools.partial(scratch.take, device=weight.device)
-        matrix = take("matrix", weight.shape, dtype).copy_(weight)
-        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        if need:
-            grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-            grad_weight = take("grad", weight.shape, torch.float32).zero_()
-        for start in range(0, hidden.size(0), rows):
-            part = hidden[start : start + rows].to(dtype)  # (n, D)
-            target = labels[start : start + rows]  # (n,)
-            real, spare = len(part), -len(part) % (max(1, rows // _SIZES))
-            part, target = F.pad(part, (0, 0, 0, spare)), F.pad(target, (0, spare))
-            logits = take("logits", (len(part), len(matrix)), dtype)
-            torch.mm(part, matrix.t(), out=logits)  # (n, D) @ (D, V) -> (n, V)
-            loss, inverse = _exponentiate(logits, target, piece, kernel)  # 从此 logits 里是 exp
-            total += loss[:real].sum()
-            if need:
-                grad = (logits @ matrix).float() * inverse - matrix[target].float()  # (n, D)
-                grad_hidden[start : start + rows] = grad[:real]
-                product = take("product", weight.shape, dtype)
-                _add_weight_grad(grad_weight, logits, part, inverse, target, product)
-        if need:
-            ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.dtype, ctx.weight = hidden.dtype, weight
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        if ctx.needs_input_grad[1]:
-            gradient_of(ctx.weight).addcmul_(grad_weight.to(ctx.weight.dtype), grad_output)
-        return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 6)
-
-
-def _exponentiate(logits, target, piece, kernel):
-    """同 _softmax_parts，一次算 piece 行。"""
-    pairs = [kernel(*each) for each in zip(logits.split(piece), target.split(piece))]
-    losses, inverses = zip(*pairs)
-    return torch.cat(losses), torch.cat(inverses)
-
-
-def _softmax_parts(logits, target):
-    """logits (n, V) -> 各行的损失 (n,)、exp 的行和的倒数 (n, 1)；logits 就地换成
-    exp(logits − 行最大值)。"""
-    exact = logits.float()
-    top = exact.amax(-1, keepdim=True)
-    expo = (exact - top).exp()
-    total = expo.sum(-1, keepdim=True)
-    loss = total.log() + top - exact.gather(1, target[:, None])
-    logits.copy_(expo)
-    return loss.squeeze(1), total.reciprocal()
-
-
-def _add_weight_grad(grad_weight, expo, part, inverse, target, product):
-    """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part；product 放乘积。"""
-    scaled = (part.float() * inverse).to(part.dtype)
-    if grad_weight.dtype == expo.dtype:
-        grad_weight.addmm_(expo.t(), scaled)  # (V, n) @ (n, D) -> (V, D)
-    else:
-        grad_weight += torch.mm(expo.t(), scaled, out=product)
-    grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)
-
-
-def chunk_rows(device: str) -> tuple:
-    """(一块算多少行, 其中 exp 一次算多少行)。
-
-    一块太少则每块都要加一遍输出层梯度，太多则 logits 占内存；exp 的中间结果是 fp32，
-    在 CPU 上一次算少些就留在高速缓存里。
-    """
-    return (512, 64) if device == "cpu" else (2048, 2048)
-
-
-def linear_cross_entropy(
-    hidden, weight, labels, sizes: tuple | None = None, kernel=_softmax_parts, scratch=None
-):
-    """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, D)，weight (V, D)，labels (N,)。
-
-    反向把 weight 的梯度加进 weight.grad，所以要用 backward()，不能用 torch.autograd.grad。
-    sizes 见 chunk_rows，默认按设备。给了 scratch 就用它的内存；再用它之前要先反向，否则反向报错。
-    """
-    device = hidden.device.type
-    dtype = hardware.autocast_dtype(device) or hidden.dtype
-    sizes = sizes or chunk_rows(device)
-    with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(
-            hidden, weight, labels, sizes, dtype, kernel, scratch or Scratch()
-        )
+        """见 GPTConfig.flops_per_token。"""
+        return self.config.flops_per_token()

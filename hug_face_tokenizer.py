@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, trainers
 
 import config
 import tokenizer
+from checks import token_stats
 from poems import chat_format, collection
 from support import artefacts, console, files
 from support.console import UserError
@@ -40,7 +41,7 @@ def training_texts(path: Path) -> Iterator[str]:
     with console.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
         for text in poem_texts(path, bar.update):
             found += bool(text)
-            yield tokenizer.clean(text)
+            yield text
     if not found:
         raise UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
 
@@ -61,7 +62,7 @@ def train(
         show_progress=show_progress,
     )
     with _one_thread():
-        inner.train_from_iterator(texts, trainer)
+        inner.train_from_iterator(tokenizer.short_words(texts), trainer)
     return HFTokenizer(inner)
 
 
@@ -82,12 +83,12 @@ def _one_thread() -> Iterator[None]:
 
 def special_tokens() -> list[str]:
     """配置里的特殊符号，编号依次为 0、1、2；会与普通文字混淆时抛出 UserError。"""
-    tokens = [config.PAD, config.IM_START, config.IM_END]
+    special = [config.PAD, config.IM_START, config.IM_END]
     try:
-        BPETokenizer(tokens)
+        BPETokenizer(special)
     except ValueError as error:
         raise UserError(f"{error}\n请改 config.py 里的 PAD、IM_START、IM_END。") from error
-    return tokens
+    return special
 
 
 def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
@@ -108,7 +109,7 @@ def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) 
     """训练后的小结：词表、压缩率、切碎的字、最长的 token、用时。"""
     every = poems.stat().st_size // REPORT_BYTES + 1
     texts = (text for number, text in enumerate(poem_texts(poems)) if number // 3 % every == 0)
-    found = tokenizer.report(made, texts)
+    found = token_stats.report(made, texts)
     size = f"词表：{found['vocab_size']} 个 token"
     if found["vocab_size"] < config.VOCAB_SIZE:
         size += f"（不到 VOCAB_SIZE={config.VOCAB_SIZE}：诗太少，再没有可以合并的了）"
@@ -124,9 +125,9 @@ def main() -> None:
     config.load(__doc__)
     started = time.monotonic()
     poems = collection.find(config.WORK_DIR)
-    tokens = special_tokens()
+    special = special_tokens()
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
-    made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
+    made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
     seconds = time.monotonic() - started
     save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)

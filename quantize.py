@@ -12,25 +12,23 @@ import checkpoint
 import config
 from kernels import int8
 from support import console, files
+from support.artefacts import MODEL_INT8
 from support.console import UserError
 
-NAME = "model_int8.bin"
 
-
-def quantized_state(state: dict) -> dict:
+def quantized_state(state: checkpoint.State) -> checkpoint.Model:
     """检查点 → 只用于推理的 int8 检查点。"""
     if state.get("quantized"):
         raise UserError("这个模型已经量化过了。请用 --CHECKPOINT 指向原来的 best_model.bin")
-    kept = ("version", "model_config", "prompt_kinds", "config", "dataset", "best")
     return {
-        **{name: state[name] for name in kept if name in state},
+        **checkpoint.model_part(state),
         "quantized": int8.MARK,
         "weights": int8.quantize_weights(state["weights"]),
         "tokenizer": _compact(state["tokenizer"]),
     }
 
 
-def _compact(text):
+def _compact(text: str) -> str:
     """同样的 JSON，不要缩进。"""
     return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
 
@@ -47,9 +45,9 @@ def main() -> None:
     """量化 CHECKPOINT。"""
     config.load(__doc__)
     source = checkpoint.find(config.WORK_DIR, config.CHECKPOINT)
-    target = Path(config.OUT) if config.OUT else files.work_path(config.WORK_DIR, NAME)
+    target = Path(config.OUT) if config.OUT else files.work_path(config.WORK_DIR, MODEL_INT8)
     if target.is_dir():
-        target = target / NAME
+        target = target / MODEL_INT8
     if target.resolve() == Path(source).resolve():
         raise UserError(f"输出 {target} 就是原来的模型，不能覆盖。请换一个 --OUT")
     aside = files.keep_aside(target)

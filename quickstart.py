@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from support import bootstrap, console, files
+from support import artefacts, bootstrap, console, files
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -131,7 +131,7 @@ def inside() -> None:
 def _final_bpc():
     import checkpoint
 
-    return checkpoint.load(OUT / checkpoint.BEST)["best"]["val_bpc"]
+    return checkpoint.load(OUT / artefacts.BEST_MODEL)["best"]["val_bpc"]
 
 
 def _next_commands():

@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import heapq
 import json
 import re
 from collections import Counter
-from itertools import chain, islice
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from kernels.bpe import MergeLearner, WordEncoder
 
 # Qwen2 的切词规则：transformers 与 llama.cpp（pre=qwen2）都认识它
 SPLIT_REGEX = (
@@ -36,6 +35,7 @@ SPLIT_REGEX = (
 )
 SPECIAL_TOKENS = ("<|padding|>", "<|im_start|>", "<|im_end|>")
 PAD_ID, START_ID, END_ID = range(3)
+LONGEST_WORD = 512  # 训练时一个词至多这么多字
 
 
 # ── 文本、词、字节 ────────────────────────────────────────────────────
@@ -54,6 +54,21 @@ def split_words(text: str) -> list[str]:
     return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
 
 
+def short_words(texts: Iterable[str]) -> Iterator[str]:
+    """训练用的文本：没有标点的长文，词切成不超过 LONGEST_WORD 字的几段，各作一个文本。
+
+    tokenizers 训练的时间与词长的平方成正比；两种训练都先经过这里，学到的合并才相同。
+    """
+    for text in map(clean, texts):
+        words = split_words(text) if len(text) > LONGEST_WORD else [text]
+        if max(map(len, words), default=0) <= LONGEST_WORD:
+            yield text
+            continue
+        for word in words:
+            for start in range(0, len(word), LONGEST_WORD):
+                yield word[start : start + LONGEST_WORD]
+
+
 def _byte_chars() -> list[str]:
     """256 个字节在词表文件里的写法（GPT-2 的约定）：可见字符写自己，其余从 U+0100 排起。"""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -65,197 +80,39 @@ BYTE_CHARS = _byte_chars()
 _CHAR_BYTES = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 
 
-def _token_bytes(name: str) -> bytes:
-    """词表里的写法 → 字节。"""
-    return bytes(_CHAR_BYTES[char] for char in name)
+def _bytes_of(names: list[str], special_ids: dict[str, int]) -> list[bytes]:
+    """编号 → 字节；特殊符号是 b""。"""
+    return [
+        b"" if name in special_ids else bytes(_CHAR_BYTES[char] for char in name) for name in names
+    ]
 
 
-# ── 训练：学合并 ──────────────────────────────────────────────────────
-#
-# 全部不同的词排成一个大数组，词与词之间隔一格；相邻关系是双向链表，合并只改链表：
-#
-#     合并前  | 看 山 看 山 | 看 |        合并 (看, 山) 之后  | 看山 × 看山 × | 看 |
-#
-# 每一对 token 记着自己出现在哪些位置（升序）。合并时只碰这些位置，由它们的左右邻居直接得出
-# 新的对和次数，从不重数语料。合并也会拆掉旁边的对，堆里的次数因此可能偏大：等它来到
-# 堆顶，再按记着的位置核对，少了就改小、放回去（惰性删除）。
-#
-# 同一个字符串不会由两对不同的 token 合成：它两头的边界若一直没有被跨过，里面每一步
-# 怎么合并就只取决于它自己。所以每次合并必得一个新编号，一对的位置也总是一次记全。
-
-_GAP = -1  # 词与词之间
-_DEAD = -2  # 已经并入左邻的位置
-
-
-def _pair_key(left, right):
-    """一对编号 → 一个整数，大小次序与 (left, right) 相同；整数与数组都行。"""
-    return (left << 32) | right
-
-
-class _Pairs:
-    """一次合并带来的新对：各自的次数和位置，按（次数大、编号小）的次序逐个取出。
-
-    keys (N,) 升序；counts (N,)；第 i 对的位置是 places[starts[i]:starts[i + 1]]。
-    """
-
-    __slots__ = ("_order", "_taken", "counts", "keys", "places", "starts")
-
-    def __init__(self, keys: np.ndarray, places: np.ndarray, weights: np.ndarray) -> None:
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        changes = np.ones(len(keys), dtype=bool)
-        changes[1:] = keys[1:] != keys[:-1]
-        first = np.flatnonzero(changes)
-        self.keys = keys[first]
-        self.starts = np.append(first, len(keys))
-        self.places = places[order]
-        self.counts = np.add.reduceat(weights[order], first) if len(first) else weights[:0]
-        self._order = np.lexsort((self.keys, -self.counts)).astype(np.int32)
-        self._taken = 0
-
-    def take(self) -> int | None:
-        """下一对的序号；取完了为 None。"""
-        if self._taken == len(self._order):
-            return None
-        self._taken += 1
-        return int(self._order[self._taken - 1])
-
-
-class _Candidate(NamedTuple):
-    """堆里的一项；次数取负，heapq 最先给出的就是次数最大、编号最小的一对。"""
-
-    minus_count: int
-    key: int
-    batch: int  # 出自第几批 _Pairs
-    slot: int  # 那一批里的序号
-    rechecked: bool  # 次数改小后放回来的
-
-    @property
-    def pair(self) -> tuple[int, int]:
-        return self.key >> 32, self.key & 0xFFFFFFFF
-
-
-class _MergeLearner:
-    """从 {词: 次数} 里学合并：反复 best() 找出最好的一对，merge() 把它合成新 token。"""
-
-    def __init__(self, words: dict[str, int], byte_ids: Sequence[int]) -> None:
-        # 0xFF 不会出现在 UTF-8 里，正好用作词与词之间的空格
-        text = b"\xff" + b"".join(word.encode("utf-8") + b"\xff" for word in words)
-        raw = np.frombuffer(text, dtype=np.uint8)
-        table = np.array(byte_ids, dtype=np.int32)
-        table[0xFF] = _GAP
-        place = np.int32 if len(raw) < 1 << 31 else np.int64
-        counts = np.fromiter(words.values(), dtype=np.int64, count=len(words))
-        self.ids = table[raw]  # (P,) 每个位置上的 token
-        self.left = np.arange(-1, len(raw) - 1, dtype=place)  # (P,) 左邻的位置
-        self.right = np.arange(1, len(raw) + 1, dtype=place)  # (P,) 右邻的位置
-        self.weights = np.ones(len(raw), dtype=np.int64)  # (P,) 所在的词出现几次
-        self.weights[1:] = np.repeat(counts, np.diff(np.flatnonzero(raw == 0xFF)))
-        self._batches: list[_Pairs] = []
-        self._heap: list[_Candidate] = []
-        self._add(self._first_pairs())
-
-    def _first_pairs(self) -> _Pairs:
-        places = np.flatnonzero((self.ids[:-1] >= 0) & (self.ids[1:] >= 0))
-        places = places.astype(self.left.dtype)
-        keys = _pair_key(self.ids[places].astype(np.int64), self.ids[places + 1])
-        return _Pairs(keys, places, self.weights[places])
-
-    def _add(self, pairs: _Pairs) -> None:
-        self._batches.append(pairs)
-        self._push_next(len(self._batches) - 1)
-
-    def _push_next(self, batch: int) -> None:
-        """每一批只有当前最好的一对在堆里，取走一个补一个：与全部入堆同效，却省内存。"""
-        pairs = self._batches[batch]
-        slot = pairs.take()
-        if slot is not None:
-            count, key = int(pairs.counts[slot]), int(pairs.keys[slot])
-            heapq.heappush(self._heap, _Candidate(-count, key, batch, slot, False))
-
-    def best(self) -> _Candidate | None:
-        """次数最多的一对（相同取编号小的）；没有可合并的对时为 None。"""
-        while self._heap:
-            top = heapq.heappop(self._heap)
-            if not top.rechecked:
-                self._push_next(top.batch)
-            count = int(self.weights[self._places(top)].sum())
-            if count == -top.minus_count:
-                return top
-            if count > 0:
-                heapq.heappush(self._heap, top._replace(minus_count=-count, rechecked=True))
-        return None
-
-    def _places(self, candidate: _Candidate) -> np.ndarray:
-        """登记过的位置里，此刻仍是这一对的。"""
-        pairs, slot = self._batches[candidate.batch], candidate.slot
-        left_id, right_id = candidate.pair
-        places = pairs.places[pairs.starts[slot] : pairs.starts[slot + 1]]
-        places = places[self.ids[places] == left_id]
-        return places[self.ids[self.right[places]] == right_id]
-
-    def merge(self, best: _Candidate, new: int) -> None:
-        """把 best 这一对都合成 new，并登记由此出现的新对。"""
-        places = self._places(best)
-        if best.pair[0] == best.pair[1]:  # 哈哈哈：从左到右两个两个地合
-            places = self._every_other(places)
-        seconds = self.right[places]
-        nexts = self.right[seconds]
-        self.ids[places] = new
-        self.ids[seconds] = _DEAD
-        self.right[places] = nexts
-        self.left[nexts] = places
-
-        prevs = self.left[places]
-        prev_ids = self.ids[prevs].astype(np.int64)
-        next_ids = self.ids[nexts].astype(np.int64)
-        has_prev = prev_ids >= 0
-        has_next = (next_ids >= 0) & (next_ids != new)  # 右邻也是 new 的，由右邻登记
-        weights = self.weights[places]
-        self._add(
-            _Pairs(
-                np.concatenate(
-                    (_pair_key(prev_ids[has_prev], new), _pair_key(new, next_ids[has_next]))
-                ),
-                np.concatenate((prevs[has_prev], places[has_next])),
-                np.concatenate((weights[has_prev], weights[has_next])),
-            )
-        )
-
-    def _every_other(self, places: np.ndarray) -> np.ndarray:
-        """首尾相接的一串位置里，取第 1、3、5…个。"""
-        index = np.arange(len(places))
-        starts = np.ones(len(places), dtype=bool)
-        starts[1:] = self.right[places[:-1]] != places[1:]
-        start_of = np.maximum.accumulate(np.where(starts, index, 0))
-        return places[(index - start_of) % 2 == 0]
+def _byte_ids(names: list[str]) -> list[int]:
+    """字节 → 编号。"""
+    ids = {name: token for token, name in enumerate(names)}
+    return [ids[char] for char in BYTE_CHARS]
 
 
 def count_words(texts: Iterable[str]) -> dict[str, int]:
-    """全部文本切词后，每个词出现几次。"""
+    """全部文本切词后，每个词出现几次；太长的词切成几段。"""
     words = Counter()
-    for text in texts:
-        words.update(split_words(clean(text)))
+    for text in short_words(texts):
+        words.update(split_words(text))
     return words
 
 
 # ── 自己的分词器 ──────────────────────────────────────────────────────
 
-_CACHE_PIECES = 1 << 19  # 编码时最多记住这么多碎片
 
+class Codec:
+    """两种分词器共有的部分。"""
 
-class _Codec:
-    """两种分词器共有的部分；子类给出 names（编号 → 词表里的写法）与 special_ids。"""
-
-    names: list[str]
-    special_ids: dict[str, int]
     pad_id, start_id, end_id = PAD_ID, START_ID, END_ID
 
-    def _prepare_decoding(self) -> None:
-        special = set(self.special_ids.values())
-        self._bytes = [
-            b"" if token in special else _token_bytes(name) for token, name in enumerate(self.names)
-        ]
+    def __init__(self, names: list[str], special_ids: dict[str, int]) -> None:
+        """names: 编号 → 词表里的写法；special_ids: 特殊符号 → 编号。"""
+        self.names, self.special_ids = names, special_ids
+        self._bytes = _bytes_of(names, special_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -286,12 +143,12 @@ class _Codec:
         Path(path).write_bytes(self.to_json().encode("utf-8"))
 
     @classmethod
-    def from_json(cls, text: str):
+    def from_json(cls, text: str) -> Codec:
         """由 tokenizers 格式的 JSON 造出；不是本项目能用的分词器时抛出 ValueError。"""
         raise NotImplementedError
 
     @classmethod
-    def load(cls, path: str | Path):
+    def load(cls, path: str | Path) -> Codec:
         """读 JSON 文件；格式不对时抛出写明文件名的 ValueError。"""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8-sig"))
@@ -299,15 +156,7 @@ class _Codec:
             raise ValueError(f"{path} 不是可用的分词器文件：{error}") from error
 
 
-def _crossings(token: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """token 跨过的每个字界：(字界左边那个字在 token 里的字节, 右边的)。"""
-    starts = [at for at in range(1, len(token)) if token[at] & 0xC0 != 0x80]
-    edges = [0, *starts, len(token)]
-    for before, at, after in zip(edges, starts, edges[2:]):
-        yield token[before:at], token[at:after]
-
-
-class BPETokenizer(_Codec):
+class BPETokenizer(Codec):
     """从零写成的字节级 BPE。"""
 
     def __init__(self, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> None:
@@ -319,23 +168,15 @@ class BPETokenizer(_Codec):
             if len(split_words(token)) < 2:
                 raise ValueError(f"特殊符号 {token!r} 会与普通的词混淆，请写成 <|名字|> 的样子")
         names = special_tokens + sorted(BYTE_CHARS)
-        self._set(names, {name: token for token, name in enumerate(special_tokens)}, {})
+        super().__init__(names, {name: token for token, name in enumerate(special_tokens)})
+        self.merges = {}  # (左, 右) → 新编号，按学到的先后排列
+        self._encoder = WordEncoder(_byte_ids(names), self.merges, self._bytes)
 
-    def _set(self, names: list, special_ids: dict, merges: dict) -> None:
-        """names: 编号 → 写法；merges: (左, 右) → 新编号，按学到的先后排列。"""
-        self.names = names
-        self.special_ids = special_ids
-        self.merges = merges
-        self._rank = {pair: rank for rank, pair in enumerate(merges)}
-        self._merged = list(merges.values())
-        ids = {name: token for token, name in enumerate(names)}
-        self._byte_ids = [ids[char] for char in BYTE_CHARS]
-        self._prepare_decoding()
-        self._crossings = {}  # 字界左边的字节 → 右边的各种字节，凡有 token 跨过的
-        for before, after in (found for token in self._bytes for found in _crossings(token)):
-            self._crossings.setdefault(before, set()).add(after)
-        self._edges = {}  # 字 → _add_edge 的结果
-        self._pieces = {}  # 碎片 → 编号
+    def _become(self, names: list, special_ids: dict, merges: dict) -> None:
+        """换成另一套词表与合并。"""
+        self.names, self.special_ids, self.merges = names, special_ids, merges
+        self._bytes = _bytes_of(names, special_ids)
+        self._encoder = WordEncoder(_byte_ids(names), merges, self._bytes)
 
     def train(
         self,
@@ -348,11 +189,8 @@ class BPETokenizer(_Codec):
         与 tokenizers 的 BpeTrainer（min_frequency=0，初始字母表为 256 个字节）学到的
         合并逐条相同。on_token(词表大小) 在每次合并后调用，供进度条用。
         """
-        words = count_words(texts)
         names = [*self.special_ids, *sorted(BYTE_CHARS)]
-        ids = {name: token for token, name in enumerate(names)}
-        learner = _MergeLearner(words, [ids[char] for char in BYTE_CHARS])
-        del words
+        learner = MergeLearner(count_words(texts), _byte_ids(names))
         merges = {}
         while len(names) < vocab_size:
             best = learner.best()
@@ -364,75 +202,18 @@ class BPETokenizer(_Codec):
             names.append(names[left] + names[right])
             if on_token:
                 on_token(len(names))
-        self._set(names, self.special_ids, merges)
+        self._become(names, self.special_ids, merges)
         return self
 
     # 编码
 
     def encode(self, text: str) -> list[int]:
         """文本 → 编号；全部当作普通文字。"""
-        ids = []
-        known = self._pieces.get
-        for word in split_words(clean(text)):
-            for piece in self._cut(word):
-                ids += known(piece) or self._encode_piece(piece)
-        return ids
+        return self._encoder.encode(split_words(clean(text)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """逐个 encode。"""
         return [self.encode(text) for text in texts]
-
-    def _cut(self, word: str) -> list[str]:
-        """在没有任何 token 会跨过的地方切开：两边互不影响，碎片又短又常见，记住结果即可。"""
-        pieces, start, reach = [], 0, ()
-        known = self._edges.get
-        for at, char in enumerate(word):
-            heads, next_reach = known(char) or self._add_edge(char)
-            if at and (not reach or reach.isdisjoint(heads)):
-                pieces.append(word[start:at])
-                start = at
-            reach = next_reach
-        pieces.append(word[start:])
-        return pieces
-
-    def _add_edge(self, char: str) -> tuple[list[bytes], set[bytes]]:
-        """(这个字的各种开头, 有 token 从这个字跨到的下一个字的各种开头)。"""
-        raw = char.encode("utf-8")
-        heads = [raw[:length] for length in range(1, len(raw) + 1)]
-        reach = set().union(*(self._crossings.get(raw[at:], ()) for at in range(len(raw))))
-        self._edges[char] = heads, reach
-        return heads, reach
-
-    def _encode_piece(self, piece: str) -> tuple[int, ...]:
-        ids = tuple(self._merge([self._byte_ids[byte] for byte in piece.encode("utf-8")]))
-        if len(self._pieces) >= _CACHE_PIECES:
-            self._pieces.clear()
-        self._pieces[piece] = ids
-        return ids
-
-    def _merge(self, ids: list[int]) -> list[int]:
-        """反复合并最早学到的一对（相同取最左边的）；用堆找它，用链表删除，长词也不慢。"""
-        rank = self._rank.get
-        count = len(ids)
-        left = list(range(-1, count - 1))
-        right = list(range(1, count + 1))
-        heap = [(rank(pair), at) for at, pair in enumerate(zip(ids, ids[1:])) if pair in self._rank]
-        heapq.heapify(heap)
-        while heap:
-            best, at = heapq.heappop(heap)
-            after = right[at]
-            if after >= count or rank((ids[at], ids[after])) != best:
-                continue  # 这一对已经被别的合并拆掉
-            ids[at], ids[after] = self._merged[best], _DEAD
-            after = right[at] = right[after]
-            if after < count:
-                left[after] = at
-            for first, second in ((left[at], at), (at, after)):
-                if first >= 0 and second < count:
-                    found = rank((ids[first], ids[second]))
-                    if found is not None:
-                        heapq.heappush(heap, (found, first))
-        return [token for token in ids if token != _DEAD]
 
     # 文件
 
@@ -465,15 +246,15 @@ class BPETokenizer(_Codec):
         spec = parse(text)
         ids = spec["model"]["vocab"]
         merges = {(ids[left], ids[right]): ids[left + right] for left, right in _merge_pairs(spec)}
-        made = cls.__new__(cls)
-        made._set(sorted(ids, key=ids.get), _special_ids(spec), merges)
+        made = cls()
+        made._become(sorted(ids, key=ids.get), _special_ids(spec), merges)
         return made
 
 
 # ── tokenizers 库的封装 ───────────────────────────────────────────────
 
 
-class HFTokenizer(_Codec):
+class HFTokenizer(Codec):
     """tokenizers 库（Rust）的薄封装：与 BPETokenizer 结果相同，快得多。"""
 
     def __init__(self, inner: Tokenizer) -> None:
@@ -483,11 +264,9 @@ class HFTokenizer(_Codec):
             raise ValueError("tokenizers 太旧，请运行：pip install -U tokenizers")
         inner.encode_special_tokens = True  # 文件里不保存这一项，每次都要设
         ids = spec["model"]["vocab"]
+        super().__init__(sorted(ids, key=ids.get), _special_ids(spec))
         self.inner = inner
-        self.names = sorted(ids, key=ids.get)
-        self.special_ids = _special_ids(spec)
         self._encode_all = getattr(inner, "encode_batch_fast", inner.encode_batch)
-        self._prepare_decoding()
 
     @classmethod
     def from_json(cls, text: str) -> HFTokenizer:
@@ -567,7 +346,7 @@ def parse(text: str) -> dict:
     return spec
 
 
-def _spec_problem(spec) -> str | None:
+def _spec_problem(spec: Any) -> str | None:
     model = spec.get("model") if isinstance(spec, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         return "没有 model.vocab，不像 tokenizers 的文件"
@@ -583,10 +362,10 @@ def _spec_problem(spec) -> str | None:
     return _special_problem(spec) or _vocab_problem(spec)
 
 
-def _same_splitting(pre_tokenizer) -> bool:
+def _same_splitting(pre_tokenizer: Any) -> bool:
     """切词规则是否相同；trim_offsets 只影响偏移，不算。"""
 
-    def essence(steps):
+    def essence(steps: list) -> list:
         return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
 
     try:
@@ -668,57 +447,3 @@ class StreamDecoder:
     def flush(self) -> str:
         """结束：没有凑成字的字节成为 U+FFFD。"""
         return self._decoder.decode(b"", final=True)
-
-
-# ── 体检 ──────────────────────────────────────────────────────────────
-
-
-def report(tokenizer: BPETokenizer | HFTokenizer, texts: Iterable[str], longest: int = 10) -> dict:
-    """分词器在 texts 上的表现。
-
-    返回 vocab_size；texts、chars、tokens 的个数；chars_per_token；split_char_share（被
-    切到几个 token 里的字所占的份额，0–1）；unused_tokens（一次没用到的普通 token 数）；
-    longest_tokens（词表里最长的几个 token，真正的文字）。texts 可以是很大的迭代器。
-    """
-    used = np.zeros(tokenizer.vocab_size, dtype=bool)
-    special = list(tokenizer.special_ids.values())
-    lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
-    total = Counter()
-    source = iter(texts)
-    while True:
-        batch = [clean(text) for text in islice(source, 1000)]
-        if not batch:
-            break
-        ids = np.array(list(chain.from_iterable(tokenizer.encode_batch(batch))), dtype=np.int64)
-        used[ids] = True
-        raw = np.frombuffer("".join(batch).encode("utf-8"), dtype=np.uint8)
-        char_of = np.cumsum((raw & 0xC0) != 0x80) - 1  # 每个字节属于第几个字
-        ends = np.cumsum(lengths[ids])[:-1]  # token 之间的边界
-        inside = char_of[ends[char_of[ends] == char_of[ends - 1]]]
-        total.update(
-            texts=len(batch),
-            chars=sum(map(len, batch)),
-            tokens=len(ids),
-            split=len(np.unique(inside)),
-        )
-    used[special] = True
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "texts": total["texts"],
-        "chars": total["chars"],
-        "tokens": total["tokens"],
-        "chars_per_token": total["chars"] / max(total["tokens"], 1),
-        "split_char_share": total["split"] / max(total["chars"], 1),
-        "unused_tokens": int(np.count_nonzero(~used)),
-        "longest_tokens": longest_tokens(tokenizer, longest),
-    }
-
-
-def longest_tokens(tokenizer: BPETokenizer | HFTokenizer, count: int = 10) -> list[str]:
-    """字数最多的几个 token（同长的编号小的在前）；含残缺的字的不算。"""
-    found = []
-    for token in range(tokenizer.vocab_size):
-        text = tokenizer.decode([token])
-        if text and "\ufffd" not in text:
-            found.append((-len(text), token, text))
-    return [text for _, _, text in sorted(found)[:count]]

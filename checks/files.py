@@ -11,7 +11,7 @@ from support import artefacts, files
 from support.console import UserError
 
 if TYPE_CHECKING:
-    from dataset import Dataset
+    from dataset import PoemDataset
     from tokenizer import HFTokenizer
 
 _SCAN_BYTES = 256 << 20  # 诗集最多看这么多字节
@@ -134,7 +134,7 @@ def check_dataset(settings: Settings) -> Findings:
         yield Finding(OK, "样本", "【】里是训练的部分" + "".join(_samples(data, tok)))
 
 
-def _dataset_fits(data: Dataset, tok: HFTokenizer, path: Path, settings: Settings) -> Findings:
+def _dataset_fits(data: PoemDataset, tok: HFTokenizer, path: Path, settings: Settings) -> Findings:
     redo = "python train_dataset_one.py（或 python train_dataset_all.py）"
     longest, limit = data.header["max_seq_len"], settings.MAX_SEQ_LEN
     if longest > limit:
@@ -161,7 +161,7 @@ def _dataset_fits(data: Dataset, tok: HFTokenizer, path: Path, settings: Setting
         yield Finding(WARN, "dataset.bin 与分词器", text, redo)
 
 
-def _samples(data: Dataset, tok: HFTokenizer, count: int = 3) -> Iterator[str]:
+def _samples(data: PoemDataset, tok: HFTokenizer, count: int = 3) -> Iterator[str]:
     first, last = data.range("train")
     for number in range(min(count, last - first)):
         index = first + (last - first) * number // count

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from checks.finding import BAD, OK, WARN, Finding, Findings, Settings, can_print
+from checks.memory import planned_config
 from support import bootstrap, files, hardware
 
 
@@ -115,7 +116,8 @@ def check_disk(settings: Settings) -> Findings:
         text = f"WORK_DIR={folder} 写不了：{error}"
         yield Finding(BAD, "磁盘", text, "换一个有写权限的目录：--WORK_DIR=…")
         return
-    free, one = files.free_bytes(existing), 12 * _parameters(settings)
+    shape = planned_config(settings, settings.VOCAB_SIZE)
+    free, one = files.free_bytes(existing), 12 * shape.matrix_parameters()
     text = f"{existing.absolute()} 剩 {free / 1e9:.1f} GB；一个检查点至多约 {one / 1e9:.2f} GB"
     if free < one:
         yield Finding(BAD, "磁盘", text, "腾出空间，或换一个磁盘：--WORK_DIR=…")
@@ -123,12 +125,6 @@ def check_disk(settings: Settings) -> Findings:
         yield Finding(WARN, "磁盘", text, "训练同时会有三四个这样的文件，请腾出空间")
     else:
         yield Finding(OK, "磁盘", text)
-
-
-def _parameters(settings: Settings) -> int:
-    dim, width = settings.GPT_DIM, settings.GPT_FF
-    block = 4 * dim**2 + 3 * dim * width
-    return settings.VOCAB_SIZE * dim + settings.GPT_BLOCKS * block
 
 
 def check_console(_: Settings) -> Findings:

@@ -77,9 +77,9 @@ def tokenizer_report(settings: Settings) -> int:
 def _print_tokenizer(tok: HFTokenizer, texts: list[str]) -> None:
     import numpy as np
 
-    import tokenizer
+    from checks import token_stats
 
-    found = tokenizer.report(tok, texts)
+    found = token_stats.report(tok, texts)
     counts = np.zeros(tok.vocab_size, dtype=np.int64)
     for start in range(0, len(texts), 1000):
         for ids in tok.encode_batch(texts[start : start + 1000]):

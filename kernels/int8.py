@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 MARK = "int8"
+WIDTH = 32  # int8 矩阵乘要求输入宽度是它的倍数
 _FEW_ROWS = 32  # 行数不超过它才用 int8 矩阵乘；再多时还原成 fp32 更快
 
 
@@ -81,6 +82,14 @@ class Int8Embedding(Int8Linear):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return product(hidden, self.codes, self.scale)
+
+
+def install(model: nn.Module) -> None:
+    """把 model 里的 nn.Linear 全部换成空的 Int8Linear，等着装权重。"""
+    for owner in list(model.modules()):
+        for name, old in list(owner.named_children()):
+            if isinstance(old, nn.Linear):
+                setattr(owner, name, Int8Linear(old.out_features, old.in_features))
 
 
 def product(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import checkpoint
-from support import console
+from support import artefacts, console
 from support.console import UserError
 from tests import small_run
 from training import runlog
@@ -90,7 +90,7 @@ def strike(process, folder: Path, aim: str, rng: random.Random) -> bool:
         wait_for(process, lambda: log_size(folder) > size)
         time.sleep(rng.uniform(0.0, 0.3))
     if aim == "save":
-        temporary = folder / (checkpoint.NEWEST + ".tmp")
+        temporary = folder / (artefacts.CHECKPOINT + ".tmp")
         wait_for(process, temporary.exists)
         time.sleep(rng.uniform(0.0, 0.004))
     alive = process.poll() is None
@@ -112,8 +112,8 @@ def log_size(folder: Path) -> int:
 
 def outcome(folder: Path) -> dict:
     """要逐位相同的一切：名字 → 摘要。"""
-    state = checkpoint.load(folder / checkpoint.NEWEST)
-    best = checkpoint.load(folder / checkpoint.BEST)
+    state = checkpoint.load(folder / artefacts.CHECKPOINT)
+    best = checkpoint.load(folder / artefacts.BEST_MODEL)
     position = {k: v for k, v in state["position"].items() if k not in ("seconds", "pending")}
     with open(folder / runlog.LOG, encoding="utf-8", newline="") as file:
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]

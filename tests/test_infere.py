@@ -14,12 +14,13 @@ import torch
 import checkpoint
 import config
 import infere
+from kernels.products import half_problem
 from poems import chat_format, wording
 from support.console import UserError
 from tests import tiny_model
 from tests.conftest import ROOT
 from writing import engine, sample
-from writing.decoder import Decoder, half_problem
+from writing.decoder import Decoder
 
 
 @pytest.fixture(scope="module")

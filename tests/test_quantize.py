@@ -1,4 +1,4 @@
-"""int8 量化：误差的界、文件大小、同一套代码读取、与 fp32 的输出接近。"""
+"""量化过的模型：同一套代码读取、与 fp32 的输出接近。"""
 
 from __future__ import annotations
 
@@ -9,35 +9,17 @@ import checkpoint
 import infere
 import quantize
 from kernels import int8
+from support.artefacts import MODEL_INT8
 from support.console import UserError
 from tests import tiny_model
 from writing import engine
 from writing.decoder import Decoder
 
 
-def test_error_is_at_most_half_a_step():
-    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
-    weight[3] = 0
-    weight[5] *= 1e-6
-    codes, scale = int8.quantize(weight)
-    assert codes.dtype == torch.int8 and scale.shape == (40,)
-    error = (int8.restore(codes, scale) - weight).abs()
-    assert (error <= 0.51 * scale.float()[:, None]).all()
-    assert (codes[3] == 0).all() and codes.abs().max() <= 127
-
-
-def test_weights_survive_the_round_trip():
-    weights = checkpoint.weights_of(tiny_model.model(300))
-    small = int8.quantize_weights(weights)
-    assert set(int8.restore_weights(small)) == set(weights)
-    assert "embed.codes" in small and "embed.weight" not in small
-    assert small["norm.weight"] is weights["norm.weight"]
-
-
 @pytest.fixture
 def files(tmp_path):
     tiny_model.save(tmp_path / "best_model.bin")
-    quantize.quantize_file(tmp_path / "best_model.bin", tmp_path / quantize.NAME)
+    quantize.quantize_file(tmp_path / "best_model.bin", tmp_path / MODEL_INT8)
     return tmp_path
 
 
@@ -47,7 +29,7 @@ def test_logits_stay_close(files, fast, monkeypatch):
         pytest.skip(int8.fast_problem())
     if not fast:
         monkeypatch.setattr(int8, "fast_problem", lambda: "测试")
-    state = checkpoint.load(files / quantize.NAME)
+    state = checkpoint.load(files / MODEL_INT8)
     model, _ = checkpoint.rebuild(state)
     exact, _ = checkpoint.rebuild(checkpoint.load(files / "best_model.bin"))
     restored = tiny_model.model(exact.config.vocab_size)
@@ -62,7 +44,7 @@ def test_logits_stay_close(files, fast, monkeypatch):
 
 
 def test_decoding_equals_its_own_full_forward(files):
-    model, _ = checkpoint.rebuild(checkpoint.load(files / quantize.NAME))
+    model, _ = checkpoint.rebuild(checkpoint.load(files / MODEL_INT8))
     ids = torch.randint(3, 300, (14,)).tolist()
     decoder = Decoder(model)
     cache = decoder.new_cache(1)
@@ -75,20 +57,19 @@ def test_decoding_equals_its_own_full_forward(files):
 
 
 def test_chat_takes_the_quantised_model(files):
-    path = files / quantize.NAME
+    path = files / MODEL_INT8
     text = infere.chat("春天", checkpoint=path, seed=1, max_new_tokens=30)
     assert text == infere.chat("春天", checkpoint=path, seed=1, max_new_tokens=30)
     assert engine.Poet.load(str(path), ".").prompt_kinds
 
 
-def test_size(tmp_path):
-    """README 大小的模型：连同分词器不超过 fp32 的 27%。"""
-    weights = {"embed.weight": torch.zeros(2000, 256), "a.qkv.weight": torch.zeros(768, 256)}
-    small = int8.quantize_weights(weights)
-    size = sum(value.numel() * value.element_size() for value in small.values())
-    assert size < 0.26 * sum(value.numel() * 4 for value in weights.values())
-
-
 def test_twice_is_refused(files):
     with pytest.raises(UserError, match="已经量化"):
-        quantize.quantize_file(files / quantize.NAME, files / "again.bin")
+        quantize.quantize_file(files / MODEL_INT8, files / "again.bin")
+
+
+def test_only_what_inference_needs_is_kept(files):
+    """续训用的（位置、优化器……）不进 int8 文件。"""
+    state = checkpoint.load(files / MODEL_INT8)
+    assert set(state) <= set(checkpoint.Model.__annotations__)
+    assert state["quantized"] == int8.MARK

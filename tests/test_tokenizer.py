@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, trainers
 
 import hug_face_tokenizer
 import tokenizer
+from kernels import bpe
 from tokenizer import BPETokenizer, HFTokenizer, StreamDecoder
 
 ROOT = Path(tokenizer.__file__).resolve().parent
@@ -122,6 +123,20 @@ def test_tiny_vocabulary_keeps_all_bytes(vocab_size: int) -> None:
     assert made.merges == {}
 
 
+def test_long_unbroken_text_is_learnt_in_parts() -> None:
+    """没有标点的长文：两种训练先同样地切短，学到的仍逐条相同；一个字也不少。"""
+    rng = random.Random(5)
+    long = "".join(rng.choices(HAN, k=3 * tokenizer.LONGEST_WORD + 7))
+    texts = ["春，" + long + "。秋\ud800", long[:500], " " * 2000 + "月\n" * 900, ""]
+    parts = list(tokenizer.short_words(texts))
+    assert "".join(parts) == tokenizer.clean("".join(texts))
+    words = [word for part in parts for word in tokenizer.split_words(part)]
+    assert max(map(len, words)) <= tokenizer.LONGEST_WORD
+    made = BPETokenizer().train(texts, 600)
+    judge = hug_face_tokenizer.train(texts, 600, tokenizer.SPECIAL_TOKENS)
+    assert made.to_json() == judge.to_json()
+
+
 def test_training_is_deterministic_and_repeatable(ours: BPETokenizer) -> None:
     again = BPETokenizer().train(reversed(poem_corpus()), 1500)
     assert again.to_json() == ours.to_json()
@@ -168,10 +183,10 @@ def test_long_words(ours: BPETokenizer, theirs: HFTokenizer) -> None:
 
 def test_full_piece_cache_changes_nothing(ours: BPETokenizer, monkeypatch) -> None:
     small = BPETokenizer.from_json(ours.to_json())
-    monkeypatch.setattr(tokenizer, "_CACHE_PIECES", 3)
+    monkeypatch.setattr(bpe, "_CACHE_PIECES", 3)
     texts = poem_corpus(seed=3, lines=50)
     assert small.encode_batch(texts) == ours.encode_batch(texts)
-    assert len(small._pieces) <= 3
+    assert len(small._encoder._pieces) <= 3
 
 
 def test_results_can_be_changed_by_the_caller(ours: BPETokenizer) -> None:
@@ -346,59 +361,6 @@ def test_special_tokens_that_look_like_words_are_refused() -> None:
     for tokens in (("PAD", "<|b|>", "<|c|>"), ("<|a|>", "<|a|>", "<|c|>"), ("", "<|b|>", "<|c|>")):
         with pytest.raises(ValueError, match="特殊符号"):
             BPETokenizer(tokens)
-
-
-# ── 体检 ──────────────────────────────────────────────────────────────
-
-
-def test_report_counts_by_hand() -> None:
-    made = BPETokenizer().train(["山水"] * 9 + ["月月"] * 5, 263)
-    # 4 个合并都在“山水”里：山、水各两步；月仍是 3 个字节
-    found = tokenizer.report(made, ["山水月", "a"])
-    ids = made.encode("山水月") + made.encode("a")
-    assert found["texts"] == 2
-    assert found["chars"] == 4
-    assert found["tokens"] == len(ids)
-    assert found["chars_per_token"] == pytest.approx(4 / len(ids))
-    assert found["split_char_share"] == pytest.approx(_split_chars(made, ["山水月", "a"]) / 4)
-    assert found["unused_tokens"] == made.vocab_size - 3 - len(set(ids))
-    assert all("è" not in text and "\ufffd" not in text for text in found["longest_tokens"])
-
-
-def _split_chars(tok: BPETokenizer, texts: list[str]) -> int:
-    """逐字地数：一个字的字节落在几个 token 里。"""
-    split = 0
-    for text in texts:
-        owners = [n for n, token in enumerate(tok.encode(text)) for _ in tok.token_bytes(token)]
-        for char in text:
-            size = len(char.encode("utf-8"))
-            split += len(set(owners[:size])) > 1
-            owners = owners[size:]
-    return split
-
-
-def test_report_agrees_with_counting_one_by_one(ours: BPETokenizer, theirs: HFTokenizer) -> None:
-    rng = random.Random(17)
-    texts = [random_text(rng, rng.choice(ALPHABETS)) for _ in range(1200)]
-    found = tokenizer.report(ours, iter(texts))
-    assert found == tokenizer.report(theirs, texts)
-    assert found["split_char_share"] == pytest.approx(
-        _split_chars(ours, texts) / sum(map(len, texts))
-    )
-
-
-def test_report_on_nothing(ours: BPETokenizer) -> None:
-    for texts in ([], ["", ""]):
-        found = tokenizer.report(ours, texts)
-        assert found["chars_per_token"] == found["split_char_share"] == 0
-        assert found["unused_tokens"] == ours.vocab_size - 3
-
-
-def test_longest_tokens_are_real_characters(ours: BPETokenizer) -> None:
-    longest = tokenizer.longest_tokens(ours, 5)
-    assert len(longest) == 5
-    assert [len(text) for text in longest] == sorted(map(len, longest), reverse=True)
-    assert any(char in HAN for char in longest[0])
 
 
 # ── 脚本 ──────────────────────────────────────────────────────────────

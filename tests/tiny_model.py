@@ -43,15 +43,7 @@ def save(path, *, seed=0, max_seq_len=128, kinds=wording.KINDS, whole_chars=Fals
         other = [i for i, text in enumerate(texts) if text != "\n" and not text.isalpha()]
         other += [i for i, text in enumerate(texts) if text.isascii() and text != "\n"]
         network.embed.weight.data[sorted(set(other) - {tok.end_id})] *= 0.01
-    state = {
-        "version": checkpoint.VERSION,
-        "model_config": network.config.to_dict(),
-        "weights": checkpoint.weights_of(network),
-        "tokenizer": tok.to_json(),
-        "prompt_kinds": list(kinds),
-        "config": {},
-        "dataset": "",
-        **extra,
-    }
+    weights = checkpoint.weights_of(network)
+    state = {**checkpoint.new_state(network.config, weights, tok.to_json(), kinds), **extra}
     checkpoint.save(path, state)
     return state

@@ -26,7 +26,7 @@ import torch
 
 import checkpoint
 import dataset
-from support import files
+from support import artefacts, files
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -199,7 +199,7 @@ def drift(folder: Path) -> float:
     with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         ddp_worker.train({"values": values})
     one, two = (
-        checkpoint.load(folder / name / checkpoint.NEWEST)["weights"] for name in ("single", "a")
+        checkpoint.load(folder / name / artefacts.CHECKPOINT)["weights"] for name in ("single", "a")
     )
     return max(((two[name] - one[name]).norm() / one[name].norm()).item() for name in one)
 
@@ -222,7 +222,7 @@ def main() -> int:
         print(f"失败：{error}（日志在 {folder}）")
         return 1
     print(f"A 历次开始时的进程数：{worlds(folder / 'a.log')}")
-    print(f"B 的目录里没有检查点：{not (folder / 'b' / checkpoint.NEWEST).exists()}")
+    print(f"B 的目录里没有检查点：{not (folder / 'b' / artefacts.CHECKPOINT).exists()}")
     worst = drift(folder)
     print(f"最后的权重与单进程相差至多 {worst:.1e}")
     shutil.rmtree(folder)

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import checkpoint
 import dataset
 from gpt import GPT, GPTConfig
-from support import console, files, hardware
+from support import artefacts, console, files, hardware
 from support.console import UserError
 from training import distributed, memory, optim, runlog, validation, warmstart
 from training.batching import BatchPlan, Prefetcher, assemble, split_for
@@ -225,9 +225,11 @@ class Run:
         self.config = self._model_config()
         torch.manual_seed(self.settings.seed)
         self.model = GPT(self.config).to(self.device)
-        self.model.grad_checkpoint = self.settings.grad_checkpoint == "on"
         self.split = split_for(self.settings.budget, self.device.type)
-        self.model.quantum = max(1, self.settings.budget // self.split // _STEPS_OF_SHAPE)
+        self.model.configure(
+            grad_checkpoint=self.settings.grad_checkpoint == "on",
+            quantum=max(1, self.settings.budget // self.split // _STEPS_OF_SHAPE),
+        )
         self.optimizers = self._new_optimizers()
         self.scale = LossScale(enabled=self.dtype == torch.float16)
         self.position = {"update": 0, "tokens": 0, "seconds": 0.0, "bad": 0, "skipped": 0}
@@ -402,7 +404,7 @@ class Run:
         if not self.ranks.first:
             return
         if not self.resumed:
-            names = (checkpoint.NEWEST, checkpoint.PREVIOUS, checkpoint.BEST)
+            names = (artefacts.CHECKPOINT, artefacts.CHECKPOINT_PREVIOUS, artefacts.BEST_MODEL)
             names += (runlog.LOG, runlog.PICTURE, runlog.SAMPLES, runlog.INFO)
             for name in names:
                 aside = files.keep_aside(self.folder / name)
@@ -419,7 +421,7 @@ class Run:
         )
         self.compiled = compiled
         if compiled:
-            self.model.enable_compile()
+            self.model.configure(compiled=True)
             self._try_compile()
         self.gradient_sum = None
         if self.ranks.world > 1:
@@ -440,7 +442,7 @@ class Run:
         except Exception as error:
             if self.settings.compile == "on" or is_out_of_memory(error):
                 raise
-            self.model.disable_compile()
+            self.model.configure(compiled=False)
             self.compiled, self.compile_reason = False, f"编译失败：{type(error).__name__}"
         self.model.zero_grad(set_to_none=True)
 
@@ -693,7 +695,7 @@ class Run:
             return bpc
         before = self.best
         self.best = {"val_bpc": bpc, "iter": iteration, "stale": 0}
-        if not self._write(checkpoint.BEST, self.state(full=False)):
+        if not self._write(artefacts.BEST_MODEL, self.state(full=False)):
             self.best = before  # 没存下就不算，下次验证再试
         return bpc
 
@@ -784,7 +786,7 @@ class Run:
         """保存检查点，重画曲线。"""
         if not self.ranks.first:
             return
-        if self._write(checkpoint.NEWEST, self.state(), keep_previous=True, final=final):
+        if self._write(artefacts.CHECKPOINT, self.state(), keep_previous=True, final=final):
             runlog.draw(self.folder / runlog.LOG, self.folder / runlog.PICTURE)
 
     def _finish(self):
@@ -796,14 +798,14 @@ class Run:
         self._say(
             f"训练完成：{here['update']} 次更新，{console.duration(here['seconds'])}，"
             f"验证 {self.best['val_bpc']:.3f} 比特/字（最佳在第 {self.best['iter']} 次迭代）。\n"
-            f"模型：{self.folder / checkpoint.BEST}\n下一步：python infere.py 与它对话，"
+            f"模型：{self.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
             "python evaluate.py 评测" + self.ranks.report()
         )
 
     def _save_interrupted(self):
         self._save(final=True)
         self._say(
-            f"已停下。第 {self.position['update']} 次更新以前的都已保存在 {checkpoint.NEWEST}，"
+            f"已停下。第 {self.position['update']} 次更新以前的都已保存在 {artefacts.CHECKPOINT}，"
             "没做完的那次更新已丢弃。\n接着训练：重新运行同一条命令。"
         )
 

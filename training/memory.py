@@ -14,10 +14,12 @@ import subprocess
 import sys
 import weakref
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Callable
 
 import torch
 
 import gpt
+from kernels.cross_entropy import default_chunks
 from support import hardware
 from training import optim
 
@@ -51,8 +53,8 @@ class Update:
 
     @property
     def chunk(self) -> int:
-        """交叉熵每块的行数，与 gpt.linear_cross_entropy 相同。"""
-        return min(self.trained, gpt.chunk_rows(self.device)[0])
+        """交叉熵每块的行数。"""
+        return min(self.trained, default_chunks(self.device).rows)
 
 
 def predict_peak(
@@ -120,7 +122,9 @@ class _Meter(TorchDispatchMode):
         self.live = self.peak = 0
         self._known = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(value, torch.Tensor):
@@ -128,12 +132,12 @@ class _Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
         return out
 
-    def _count(self, storage):
+    def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._known:
             return
 
-        def gone(_):
+        def gone(_: weakref.ref) -> None:
             self.live -= size
             self._known.pop(key, None)
 
@@ -159,7 +163,7 @@ def simulate(update: Update) -> int:
     return max(int(a + (b - a) * (blocks - few) / (more - few)) for a, b in zip(less, full))
 
 
-def _simulate_blocks(update, blocks):
+def _simulate_blocks(update: Update, blocks: int) -> tuple:
     """(前向与反向的峰值, 优化器一步的峰值)，字节。"""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -167,9 +171,7 @@ def _simulate_blocks(update, blocks):
     half = update.dtype != "fp32"  # bf16 与 fp16 一样大；旧版 CPU 上只有 bf16
     meter = _Meter()
     with FakeTensorMode(), meter:
-        model = gpt.GPT(config)
-        model.grad_checkpoint = update.grad_checkpoint
-        model.by_products = half and update.device == "cpu"
+        model = gpt.GPT(config, _execution(update))
         muon_dtype = torch.bfloat16 if half else torch.float32
         optimizers = optim.build(model, update.optimizer, 1e-3, 1e-3, 0.1, muon_dtype)
         for param in model.parameters():  # 梯度累积时，反向开始前梯度已经在了
@@ -185,20 +187,21 @@ def _simulate_blocks(update, blocks):
     return train_peak, step_peak
 
 
-def _one_micro_batch(model, update, half):
+def _execution(update: Update) -> gpt.Execution:
+    """模拟时怎样算：假的张量都在 CPU 上，所以随设备而变的都要写明。"""
+    rows = max(update.chunk, update.trained // _MOST_CHUNKS)
+    return gpt.Execution(
+        grad_checkpoint=update.grad_checkpoint,
+        by_products=update.dtype != "fp32" and update.device == "cpu",
+        chunks=default_chunks(update.device)._replace(rows=rows),
+    )
+
+
+def _one_micro_batch(model: gpt.GPT, update: Update, half: bool) -> None:
     ids = torch.zeros(update.rows, update.length, dtype=torch.long)
     where = torch.zeros(update.trained, dtype=torch.long)
-    chunk = max(update.chunk, update.trained // _MOST_CHUNKS)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        hidden = model.hidden(ids)
-        chosen = hidden.flatten(0, 1).index_select(0, where)
-        loss = gpt.linear_cross_entropy(
-            chosen,
-            model.embed.weight,
-            where,
-            sizes=(chunk, gpt.chunk_rows(update.device)[1]),
-            scratch=model.scratch,
-        )
+        loss = model(ids, where, labels=where)
     (loss * 1.0).backward()
 
 
@@ -211,45 +214,50 @@ def formula(update: Update) -> int:
     return int(resident + max(_training_bytes(update), _step_bytes(update)))
 
 
-def _matrix_count(config):
-    return config.n_block * (4 * config.dim**2 + 3 * config.dim * config.ff)
+def _table(config: gpt.GPTConfig) -> int:
+    """词嵌入的参数个数。"""
+    return config.vocab_size * config.dim
 
 
-def _resident_bytes(update):
+def _matrices(config: gpt.GPTConfig) -> int:
+    """各块的矩阵参数个数。"""
+    return config.matrix_parameters() - _table(config)
+
+
+def _resident_bytes(update: Update) -> int:
     """参数、梯度、优化器状态，多进程时还有 DDP 的通信桶；都是 fp32。"""
-    table = update.config.vocab_size * update.config.dim
-    matrices = _matrix_count(update.config)
+    table, matrices = _table(update.config), _matrices(update.config)
     copies = 3 if update.world > 1 else 2
     states = 2 * table + matrices * (2 if update.optimizer == "adamw" else 1)
     return 4 * (copies * (table + matrices) + states)
 
 
-def _training_bytes(update):
+def _training_bytes(update: Update) -> int:
     """反向开始时留着的激活，加上交叉熵的一块或反向的临时张量（取大的）。"""
     c, half = update.config, update.dtype != "fp32"
-    tokens, table = update.rows * update.length, c.vocab_size * c.dim
+    tokens, table = update.rows * update.length, _table(c)
     block = tokens * _block_bytes_per_token(update)
     kept = c.n_block * (tokens * c.dim * 4 if update.grad_checkpoint else block)
     ends = 4 * (5 * tokens * c.dim + 2 * update.trained * c.dim + table)  # 词嵌入、末归一化、输出层
-    casts = 2 * (_matrix_count(c) + table) if half else 0  # 半精度的权重副本
+    casts = 2 * (_matrices(c) + table) if half else 0  # 半精度的权重副本
     loss = update.chunk * c.vocab_size * 16  # logits 与 exp 的几份副本，含上一块还没放手的
-    backward = 4 * table + (block if update.grad_checkpoint else 8 * tokens * c.ff)
+    backward = 4 * table + (block if update.grad_checkpoint else 4 * tokens * 2 * c.ff)
     return kept + ends + casts + max(loss, backward)
 
 
-def _block_bytes_per_token(update):
+def _block_bytes_per_token(update: Update) -> int:
     """一层为反向留下的字节数（每个 token）；逐个数过 gpt.Block 里被保存的张量。"""
-    c = update.config
+    c, wide = update.config, gpt.ACTIVATION_COPIES * update.config.ff
     if update.dtype == "fp32":
-        return (64 if c.dropout else 56) * c.dim + 16 * c.ff
-    return (52 if c.dropout else 48) * c.dim + 8 * c.ff
+        return (64 if c.dropout else 56) * c.dim + 4 * wide
+    return (52 if c.dropout else 48) * c.dim + 2 * wide
 
 
-def _step_bytes(update):
+def _step_bytes(update: Update) -> int:
     """Muon 把同形状的矩阵拼在一起正交化时的临时张量。"""
     if update.optimizer == "adamw":
         return 0
-    return _matrix_count(update.config) * (12 if update.dtype == "fp32" else 9)
+    return _matrices(update.config) * (12 if update.dtype == "fp32" else 9)
 
 
 # ── 实测：在新进程里真的更新两次 ──────────────────────────────────────
@@ -290,13 +298,11 @@ def measure_here(text: str) -> int:
     return hardware.process_memory()["peak"] - before
 
 
-def _really_update(update):
+def _really_update(update: Update) -> None:
     half = update.dtype != "fp32"
     config = update.config
-    model = gpt.GPT(config)
-    model.grad_checkpoint = update.grad_checkpoint
-    if update.compiled:
-        model.enable_compile()
+    execution = gpt.Execution(update.grad_checkpoint, update.compiled)
+    model = gpt.GPT(config, execution)
     muon_dtype = torch.bfloat16 if half else torch.float32
     optimizers = optim.build(model, update.optimizer, 1e-3, 1e-3, 0.1, muon_dtype)
     for _ in range(2):
@@ -311,7 +317,7 @@ def _really_update(update):
         model.zero_grad(set_to_none=True)
 
 
-def _forget_peak():
+def _forget_peak() -> None:
     """让 VmHWM 从现在的用量重新记起（Linux；不许就算了）。"""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")

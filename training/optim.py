@@ -7,6 +7,8 @@ import inspect
 import torch
 from torch import nn
 
+from gpt import GPT
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -31,12 +33,19 @@ class Muon(torch.optim.Optimizer):
     步长缩放取 max(1, 行/列)^0.5（Keller Jordan 原版，torch.optim.Muon 的 "original"）。
     """
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
+    def __init__(
+        self,
+        params: list,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             by_shape = {}
             for param, parts in zip(group["params"], group["parts"]):
@@ -52,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(piece.reshape(param.shape).to(param.dtype), alpha=scale)
 
-    def _direction(self, param, momentum):
+    def _direction(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
         state = self.state[param]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param)
@@ -87,7 +96,7 @@ class Optimizers:
 
 
 def build(
-    model: nn.Module,
+    model: GPT,
     kind: str,
     lr: float,
     muon_lr: float,
@@ -105,7 +114,8 @@ def build(
     ]
     members = {}
     if kind == "muon":
-        group = {"params": [p for _, p in matrices], "parts": [_parts(n) for n, _ in matrices]}
+        parts = {weight.name: len(weight.qwen3) for weight in model.config.weights()}
+        group = {"params": [p for _, p in matrices], "parts": [parts[n] for n, _ in matrices]}
         members["muon"] = Muon([group], lr=muon_lr, weight_decay=weight_decay, dtype=dtype)
     else:
         adam_groups.append({"params": [p for _, p in matrices], "weight_decay": weight_decay})
@@ -113,12 +123,7 @@ def build(
     return Optimizers(members)
 
 
-def _parts(name: str) -> int:
-    """名字 → 这个权重由几个矩阵按行拼成。"""
-    return {"qkv": 3, "gate_up": 2}.get(name.split(".")[-2], 1)
-
-
-def _fused(model):
+def _fused(model: nn.Module) -> dict:
     """有融合实现的设备用融合的 AdamW。"""
     if "fused" not in inspect.signature(torch.optim.AdamW.__init__).parameters:
         return {}

@@ -1,13 +1,19 @@
 """逐步解码：预先分配的键值缓存，一次前向处理几行，每行有自己的位置。
 
 数学与 gpt.GPT 的前向完全相同（测试保证贪心结果逐个 token 一致），只是为一次一个 token 精简：
-归一化的权重预先乘进后面的矩阵与旋转表；残差与矩阵乘合成一次 addmm；宽矩阵在 CPU 上按列存。
+归一化的权重预先乘进后面的矩阵与旋转表；矩阵乘见 kernels/products.py。字母见 gpt.py；这里 L 是
+缓存里看得到的位置数。
 """
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 import torch.nn.functional as F
+
+from gpt import GPT, Block, GPTConfig, RMSNorm, activate
+from kernels.products import ModuleProduct, float_product, product_of
 
 
 def _norm(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -16,87 +22,32 @@ def _norm(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     return x * torch.addcmul(eps, size, size, value=1 / x.size(-1)).rsqrt_()
 
 
-class _Product:
-    """浮点矩阵乘 x @ Wᵀ；可以顺带加上残差。"""
-
-    def __init__(self, weight: torch.Tensor, dtype, scale=None) -> None:
-        """weight (out, in)；scale (in,) 并入 weight：x·scale @ Wᵀ = x @ (W·scale)ᵀ。"""
-        weight = weight.detach()
-        if scale is not None:
-            weight = weight * scale
-        weight = weight.to(dtype)
-        # 向量乘宽矩阵，CPU 上按列存快一倍；方的和窄的不必
-        wide = weight.device.type == "cpu" and weight.size(0) > weight.size(1)
-        self.matrix = weight.t().contiguous() if wide else weight.t()  # (in, out)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.mm(x, self.matrix)
-
-    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """x + y @ Wᵀ"""
-        return torch.addmm(x, y, self.matrix)
-
-
-class _HalfProduct:
-    """权重存成 fp16、激活与累加是 fp32 的矩阵乘（FBGEMM，只在 x86 的 CPU 上）。"""
-
-    def __init__(self, weight: torch.Tensor, scale=None) -> None:
-        weight = weight.detach() if scale is None else weight.detach() * scale
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), None)
-
-    def __call__(self, x):
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
-
-    def add(self, x, y):
-        return x + self(y)
-
-
-def half_problem(device: torch.device) -> str | None:
-    """用不了 fp16 权重的原因；能用时为 None。"""
-    if device.type != "cpu":
-        return "fp16 权重只用于 CPU"
-    try:
-        product = _HalfProduct(torch.ones(8, 8))
-        return None if bool((product(torch.ones(1, 8)) == 8).all()) else "结果不对"
-    except (RuntimeError, NotImplementedError, AttributeError):
-        return "这个版本的 PyTorch 没有 fp16 权重的矩阵乘"
-
-
-class _ModuleProduct:
-    """别的线性层（int8）：调用它的前向；scale 乘在输入上。"""
-
-    def __init__(self, module, scale=None) -> None:
-        self.module, self.scale = module, scale
-
-    def __call__(self, x):
-        return self.module(x if self.scale is None else x * self.scale)
-
-    def add(self, x, y):
-        return x + self.module(y)
-
-
-def _product(module, dtype, half, norm=None):
-    """线性层 → 按解码的用法摆好的矩阵；norm 是它前面的归一化。"""
-    scale = None if norm is None else norm.weight.detach().float()
-    if not isinstance(module, torch.nn.Linear):
-        return _ModuleProduct(module, scale)
-    return _HalfProduct(module.weight, scale) if half else _Product(module.weight, dtype, scale)
-
-
 class _Layer:
     """一层的权重。"""
 
-    def __init__(self, block, dtype, half) -> None:
-        self.qkv = _product(block.attn.qkv, dtype, half, block.norm1)
-        self.out = _product(block.attn.out, dtype, half)
-        self.gate_up = _product(block.mlp.gate_up, dtype, half, block.norm2)
-        self.down = _product(block.mlp.down, dtype, half)
+    def __init__(self, block: Block, dtype: torch.dtype, half: bool) -> None:
+        self.qkv = product_of(block.attn.qkv, dtype, half, _scale(block.norm1))
+        self.out = product_of(block.attn.out, dtype, half)
+        self.gate_up = product_of(block.mlp.gate_up, dtype, half, _scale(block.norm2))
+        self.down = product_of(block.mlp.down, dtype, half)
+
+
+def _scale(norm: RMSNorm) -> torch.Tensor:
+    """归一化的权重，fp32。"""
+    return norm.weight.detach().float()
 
 
 class Cache:
-    """rows 行键值缓存 (层, k|v, rows, H, capacity, hd)；被遮住的位置也是有限的数。"""
+    """rows 行键值缓存 (层, k|v, rows, H, capacity, D)；被遮住的位置也是有限的数。"""
 
-    def __init__(self, config, rows: int, capacity: int, device, dtype) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        rows: int,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         shape = (config.n_block, 2, rows, config.n_head, capacity, config.head_dim)
         self.pairs = torch.zeros(shape, device=device, dtype=dtype)
         self.capacity = capacity
@@ -109,7 +60,7 @@ class Cache:
 class Decoder:
     """摆好的权重；缓存在外面，所以一个 Decoder 可以同时服务几批。"""
 
-    def __init__(self, model, dtype=None, half: bool = False) -> None:
+    def __init__(self, model: GPT, dtype: torch.dtype | None = None, half: bool = False) -> None:
         """model: gpt.GPT 或 int8 模型（评估模式）；dtype 默认 fp32。
 
         half：矩阵存成 fp16、其余仍是 fp32，CPU 上读得更快；能不能用见 half_problem。
@@ -120,12 +71,11 @@ class Decoder:
         self.embed = model.embed
         self.layers = [_Layer(block, dtype, half) for block in model.blocks]
         weight = getattr(model.embed, "weight", None)
-        norm = model.norm.weight.detach()
-        if isinstance(weight, torch.nn.Parameter):
-            self.table = weight.detach().to(dtype)
-            self.head = _HalfProduct(weight, norm) if half else _Product(weight, dtype, norm)
+        if weight is None:  # int8 的词嵌入
+            self.table, self.head = None, ModuleProduct(model.embed.head, _scale(model.norm))
         else:
-            self.table, self.head = None, _Head(model, norm)
+            self.table = weight.detach().to(dtype)
+            self.head = float_product(weight, dtype, half, _scale(model.norm))
         self.rope = _rope_table(model, dtype)
         self.eps = torch.tensor([config.norm_eps], device=self.device, dtype=dtype)
         self.places = torch.arange(config.max_seq_len, device=self.device)
@@ -139,11 +89,10 @@ class Decoder:
     def prefill(self, cache: Cache, row: int, ids: list) -> torch.Tensor:
         """一次前向写好一行的开头，返回最后一个位置的对数几率 (V,)，fp32。"""
         length = len(ids)
+        stored = cache.pairs[:, :, row, :, :length].unbind(0)  # 每层 (2, H, T, D)
 
-        stored = cache.pairs[:, :, row, :, :length].unbind(0)  # 每层 (2, H, T, hd)
-
-        def attend(layer, qkv):
-            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)  # 各 (1, H, T, hd)
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)  # 各 (1, H, T, D)
             stored[layer].copy_(qkv[:, 1:].permute(1, 2, 0, 3))
             return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
 
@@ -165,19 +114,19 @@ class Decoder:
             attend, rope = self._attend_ragged(cache, rows, positions)
         return self._logits(self._blocks(tokens, rope, attend))
 
-    def _attend_even(self, cache, rows, position):
+    def _attend_even(self, cache: Cache, rows: int, position: int) -> Callable:
         """各行一样长：不需要遮罩。"""
         known = [pair.unbind(0) for pair in cache.pairs[:, :, :rows, :, : position + 1].unbind(0)]
         fresh = cache.pairs[:, :, :rows, :, position].unbind(0)
 
-        def attend(layer, qkv):  # (B, 3, H, hd)
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:  # (B, 3, H, D)
             fresh[layer].copy_(qkv[:, 1:].transpose(0, 1))
-            keys, values = known[layer]  # 各 (B, H, L, hd)
+            keys, values = known[layer]  # 各 (B, H, L, D)
             return F.scaled_dot_product_attention(qkv[:, 0].unsqueeze(2), keys, values)
 
         return attend
 
-    def _attend_ragged(self, cache, rows, positions):
+    def _attend_ragged(self, cache: Cache, rows: int, positions: list) -> tuple:
         """各行长短不一：按行写入，遮住每行还没有写的位置。"""
         end = max(positions) + 1
         places = torch.tensor(positions, device=self.device)
@@ -185,7 +134,7 @@ class Decoder:
         lines = torch.arange(rows, device=self.device)
         known = cache.pairs[:, :, :rows, :, :end].unbind(0)
 
-        def attend(layer, qkv):
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
             keys, values = known[layer].unbind(0)
             keys[lines, :, places] = qkv[:, 1]
             values[lines, :, places] = qkv[:, 2]
@@ -194,11 +143,11 @@ class Decoder:
 
         return attend, self.rope[places].unbind(1)
 
-    def _blocks(self, tokens, rope, attend):
-        """tokens (N,) -> 归一化（未乘权重）的隐状态 (N, D)。
+    def _blocks(self, tokens: torch.Tensor, rope: tuple, attend: Callable) -> torch.Tensor:
+        """tokens (N,) -> 归一化（未乘权重）的隐状态 (N, C)。
 
-        rope: 每层的 cos、sin 依次排着，各 (N 或没有, 2, 1, hd)；attend(层, qkv (N, 3, H, hd))
-        存下新的 k、v，返回注意力的结果 (B, H, T, hd)，N = B·T。
+        rope: 每层的 cos、sin 依次排着，各 (N 或没有, 2, 1, D)；attend(层, qkv (N, 3, H, D))
+        存下新的 k、v，返回注意力的结果 (B, H, T, D)，N = B·T。
         """
         heads, size, eps = self.config.n_head, self.config.head_dim, self.eps
         x = self.embed(tokens) if self.table is None else F.embedding(tokens, self.table)
@@ -210,31 +159,20 @@ class Decoder:
             torch.addcmul(unit * cos, unit.roll(size // 2, -1), sin, out=qk)
             y = attend(index, qkv).transpose(1, 2).reshape(-1, heads * size)
             x = layer.out.add(x, y)
-            gate, up = layer.gate_up(_norm(x, eps)).chunk(2, -1)
-            x = layer.down.add(x, F.silu(gate).mul_(up))
+            x = layer.down.add(x, activate(layer.gate_up(_norm(x, eps))))
         return _norm(x, eps)
 
-    def _logits(self, hidden):
-        return self.head(hidden).float()  # (N, D) -> (N, V)
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden).float()  # (N, C) -> (N, V)
 
 
-class _Head:
-    """共享的 int8 输出层。"""
-
-    def __init__(self, model, norm) -> None:
-        self.product, self.norm = model.head, norm
-
-    def __call__(self, hidden):
-        return self.product(hidden * self.norm)
-
-
-def _rope_table(model, dtype) -> torch.Tensor:
-    """(T, 层·(cos, sin), q|k, 1, hd)：归一化权重 w 已乘进去。
+def _rope_table(model: GPT, dtype: torch.dtype) -> torch.Tensor:
+    """(T, 层·(cos, sin), q|k, 1, D)：归一化权重 w 已乘进去。
 
     设 r(x) 把前后两半对调，s 前一半为 −1、后一半为 1，则
     rotate(x·w) = x·w·cos + r(x)·r(w)·s·sin。
     """
-    cos, sin = model.cos.float(), model.sin.float()  # (T, hd)
+    cos, sin = model.cos.float(), model.sin.float()  # (T, D)
     half = cos.size(-1) // 2
     sign = torch.ones(2 * half, device=cos.device)
     sign[:half] = -1
@@ -244,6 +182,6 @@ def _rope_table(model, dtype) -> torch.Tensor:
         for norm in (block.attn.q_norm, block.attn.k_norm):
             weight = norm.weight.detach().float()
             pairs.append(torch.stack((cos * weight, sin * sign * weight.roll(half)), 1))
-        layers.append(torch.stack(pairs, 2))  # (T, cos|sin, q|k, hd)
-    table = torch.stack(layers, 1).unsqueeze(4)  # (T, 层, cos|sin, q|k, 1, hd)
+        layers.append(torch.stack(pairs, 2))  # (T, cos|sin, q|k, D)
+    table = torch.stack(layers, 1).unsqueeze(4)  # (T, 层, cos|sin, q|k, 1, D)
     return table.flatten(1, 2).to(dtype)

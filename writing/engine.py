@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 import checkpoint
+from kernels.products import half_problem
 from poems import chat_format
 from poems import wording as prompts
 from support import hardware
 from support.console import UserError
 from tokenizer import StreamDecoder
 from writing import controls, sample
-from writing.decoder import Decoder, half_problem
+from writing.decoder import Decoder
 from writing.sample import Options
 
 MAX_LINES = 60

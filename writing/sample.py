@@ -172,28 +172,28 @@ def is_mark(data: bytes) -> bool:
 def generate(model, ids: list, options: Options, tok, asked: tuple = ()):
     """逐个给出 token，到结束符（不含）、max_new_tokens 或写满上下文为止。
 
-    只用 model 的 new_cache、hidden、head，每步一个 token；训练中写示例用它，也是 engine 的对照。
+    每步从头算一遍，没有缓存：很慢，是 engine 的对照。
     ids 是整个提问；asked 是重复惩罚要从提问里算上的 token。
     """
     limit, device = model.config.max_seq_len, next(model.parameters()).device
     uniforms = Uniforms(options.seed or 0)
     stops = (tok.end_id, tok.pad_id)
     counted = {t for t in asked if _counted(t, tok, options)}
-    out, cache, fresh = [], model.new_cache(1, limit), list(ids)
+    out, known = [], list(ids)
     while len(out) < options.max_new_tokens:
-        if cache.length + len(fresh) > limit - (options.context == "stop"):
+        if len(known) > limit - (options.context == "stop"):
             if options.context == "stop":
                 return
             tail = out[-max(1, (limit - len(ids)) // 2) :]
-            cache, fresh = model.new_cache(1, limit), [*ids, *tail]
-        hidden = model.hidden(torch.tensor([fresh], device=device), cache)
+            known = [*ids, *tail]
+        hidden = model.hidden(torch.tensor([known], device=device))
         logits = model.head(hidden[:, -1]).float()  # (1, V)
         token = _next(logits, counted, out, options, stops, uniforms)
         if token in stops:
             return
         yield token
         out.append(token)
-        fresh = [token]
+        known.append(token)
         if _counted(token, tok, options):
             counted.add(token)
 

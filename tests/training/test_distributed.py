@@ -18,7 +18,7 @@ import torch
 import checkpoint
 import config
 import dataset
-from support import files, hardware
+from support import artefacts, files, hardware
 from support.console import UserError
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
@@ -133,7 +133,7 @@ def losses(folder: Path) -> list:
 
 
 def weights(folder: Path) -> dict:
-    return checkpoint.load(Path(folder) / checkpoint.NEWEST)["weights"]
+    return checkpoint.load(Path(folder) / artefacts.CHECKPOINT)["weights"]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -214,7 +214,7 @@ def test_four_processes_with_three_micro_batches(single, data, tmp_path):
 
 def test_validation_is_the_same(single, pair):
     one, two = (
-        checkpoint.load(folder / "muon_plain" / checkpoint.NEWEST)["best"]
+        checkpoint.load(folder / "muon_plain" / artefacts.CHECKPOINT)["best"]
         for folder in (single, pair[0])
     )
     assert two["val_bpc"] == pytest.approx(one["val_bpc"], rel=1e-6)
@@ -246,7 +246,7 @@ def test_two_processes_resume_on_one(single, pair):
 def test_newest_checkpoint_counts_wherever_it_is(single, pair):
     """没有共享磁盘、编号重排以后，也不会从头开始；文件仍由有检查点的那台写。"""
     assert_same_run(single / "muon_dropout", pair[0] / "moved_1")
-    assert not (pair[0] / "moved" / checkpoint.NEWEST).exists()
+    assert not (pair[0] / "moved" / artefacts.CHECKPOINT).exists()
 
 
 # ── 出错时说清楚 ──────────────────────────────────────────────────────
@@ -261,7 +261,7 @@ def test_disagreement_is_told_at_start(pair):
     ):
         message = outcomes[name][0]["refused"]
         assert all(word in message for word in words), message
-        assert not (folder / name / checkpoint.NEWEST).exists()
+        assert not (folder / name / artefacts.CHECKPOINT).exists()
 
 
 def test_lost_peer_is_told_and_the_work_is_kept(pair):
@@ -269,7 +269,7 @@ def test_lost_peer_is_told_and_the_work_is_kept(pair):
     first = outcomes["lost"][0]
     assert first["kind"] == "LostPeer"
     assert "失去联系" in first["refused"] and "DIST_TIMEOUT" in first["refused"]
-    assert checkpoint.load(folder / "lost" / checkpoint.NEWEST)["position"]["update"] == HALF
+    assert checkpoint.load(folder / "lost" / artefacts.CHECKPOINT)["position"]["update"] == HALF
 
 
 def test_port_taken(monkeypatch):

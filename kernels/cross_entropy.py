@@ -1,0 +1,161 @@
+"""输出层与交叉熵合在一起：分块算 logits、损失与梯度，整块 logits 从不同时存在。
+
+梯度在前向里就算好，所以反向不必重算 logits（做法同 Liger Kernel 的 fused linear cross entropy）；
+softmax 的分母折进行缩放，每个 logit 只算一次 exp；输出层的梯度直接加进 weight.grad。
+字母：N 是要训练的位置数，n 是一块的，C 是宽，V 是词表大小。
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from kernels.lookup import gradient_of
+from support import hardware
+
+_SIZES = 4  # 最后一块补零到一块的几分之一的倍数：形状只有这么多种；补的行是零，不影响梯度
+
+
+class Scratch:
+    """反复使用的几块内存，按名字取；省得每次分配大块，把堆切碎。"""
+
+    def __init__(self) -> None:
+        self._kept = {}
+
+    def take(
+        self, name: str, shape: tuple, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """名为 name 的那一块，形状为 shape；内容是上次留下的。"""
+        count = math.prod(shape)
+        flat = self._kept.get(name)
+        if flat is None or flat.numel() < count or (flat.dtype, flat.device) != (dtype, device):
+            flat = self._kept[name] = torch.empty(count, dtype=dtype, device=device)
+        return flat[:count].view(shape)
+
+
+class Chunks(NamedTuple):
+    """交叉熵分块的大小。
+
+    一块太少则每块都要加一遍输出层梯度，太多则 logits 占内存；exp 的中间结果是 fp32，
+    在 CPU 上一次算少些就留在高速缓存里。
+    """
+
+    rows: int  # 一块算多少行
+    expo_rows: int  # 其中 exp 一次算多少行
+
+
+def default_chunks(device: str) -> Chunks:
+    """这种设备上量得最合适的大小。"""
+    return Chunks(512, 64) if device == "cpu" else Chunks(2048, 2048)
+
+
+def softmax_parts(logits: torch.Tensor, target: torch.Tensor) -> tuple:
+    """logits (n, V) -> 各行的损失 (n,)、exp 的行和的倒数 (n, 1)；logits 就地换成
+    exp(logits − 行最大值)。"""
+    exact = logits.float()
+    top = exact.amax(-1, keepdim=True)
+    expo = (exact - top).exp()
+    total = expo.sum(-1, keepdim=True)
+    loss = total.log() + top - exact.gather(1, target[:, None])
+    logits.copy_(expo)
+    return loss.squeeze(1), total.reciprocal()
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    chunks: Chunks | None = None,
+    kernel: Callable = softmax_parts,
+    scratch: Scratch | None = None,
+) -> torch.Tensor:
+    """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, C)，weight (V, C)，labels (N,)。
+
+    反向把 weight 的梯度加进 weight.grad，所以要用 backward()，不能用 torch.autograd.grad。
+    chunks 默认按设备；kernel 是 softmax_parts 或编译过的它。给了 scratch 就用它的内存；再用它
+    之前要先反向，否则反向报错。
+    """
+    device = hidden.device.type
+    dtype = hardware.autocast_dtype(device) or hidden.dtype
+    chunks = chunks or default_chunks(device)
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(
+            hidden, weight, labels, chunks, dtype, kernel, scratch or Scratch()
+        )
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        chunks: Chunks,
+        dtype: torch.dtype,
+        kernel: Callable,
+        scratch: Scratch,
+    ) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        take = functools.partial(scratch.take, device=weight.device)
+        matrix = take("matrix", weight.shape, dtype).copy_(weight)
+        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if need:
+            grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
+            grad_weight = take("grad", weight.shape, torch.float32).zero_()
+        for start in range(0, hidden.size(0), chunks.rows):
+            part = hidden[start : start + chunks.rows].to(dtype)  # (n, C)
+            target = labels[start : start + chunks.rows]  # (n,)
+            real, spare = len(part), -len(part) % (max(1, chunks.rows // _SIZES))
+            part, target = F.pad(part, (0, 0, 0, spare)), F.pad(target, (0, spare))
+            logits = take("logits", (len(part), len(matrix)), dtype)
+            torch.mm(part, matrix.t(), out=logits)  # (n, C) @ (C, V) -> (n, V)
+            # 从这里起 logits 里是 exp
+            loss, inverse = _exponentiate(logits, target, chunks.expo_rows, kernel)
+            total += loss[:real].sum()
+            if need:
+                grad = (logits @ matrix).float() * inverse - matrix[target].float()  # (n, C)
+                grad_hidden[start : start + chunks.rows] = grad[:real]
+                product = take("product", weight.shape, dtype)
+                _add_weight_grad(grad_weight, logits, part, inverse, target, product)
+        if need:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.dtype, ctx.weight = hidden.dtype, weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if ctx.needs_input_grad[1]:
+            gradient_of(ctx.weight).addcmul_(grad_weight.to(ctx.weight.dtype), grad_output)
+        return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 6)
+
+
+def _exponentiate(
+    logits: torch.Tensor, target: torch.Tensor, piece: int, kernel: Callable
+) -> tuple:
+    """同 softmax_parts，一次算 piece 行。"""
+    pairs = [kernel(*each) for each in zip(logits.split(piece), target.split(piece))]
+    losses, inverses = zip(*pairs)
+    return torch.cat(losses), torch.cat(inverses)
+
+
+def _add_weight_grad(
+    grad_weight: torch.Tensor,
+    expo: torch.Tensor,
+    part: torch.Tensor,
+    inverse: torch.Tensor,
+    target: torch.Tensor,
+    product: torch.Tensor,
+) -> None:
+    """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part；product 放乘积。"""
+    scaled = (part.float() * inverse).to(part.dtype)
+    if grad_weight.dtype == expo.dtype:
+        grad_weight.addmm_(expo.t(), scaled)  # (V, n) @ (n, C) -> (V, C)
+    else:
+        grad_weight += torch.mm(expo.t(), scaled, out=product)
+    grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)

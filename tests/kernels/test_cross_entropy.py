@@ -1,0 +1,75 @@
+"""合在一起的输出层与交叉熵：对照 torch 的朴素写法。"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.cross_entropy import Chunks, Scratch, linear_cross_entropy
+
+
+def loss_and_gradients(function: Callable, hidden: torch.Tensor, weight: torch.Tensor):
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = function(hidden, weight)
+    (loss * 0.5).backward()
+    return loss.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_fused_cross_entropy_equals_torch(rows):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 16), torch.randn(97, 16) * 3
+    labels = torch.randint(0, 97, (50,))
+    ours = loss_and_gradients(
+        lambda h, w: linear_cross_entropy(h, w, labels, Chunks(rows, 5)), hidden, weight
+    )
+    plain = loss_and_gradients(
+        lambda h, w: F.cross_entropy(h @ w.t(), labels, reduction="sum"), hidden, weight
+    )
+    for a, b in zip(ours, plain):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fused_cross_entropy_under_autocast(dtype):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16), torch.randn(97, 16)
+    labels = torch.randint(0, 97, (40,))
+    with torch.autocast("cpu", dtype=dtype):
+        ours = loss_and_gradients(lambda h, w: linear_cross_entropy(h, w, labels), hidden, weight)
+    exact = loss_and_gradients(
+        lambda h, w: F.cross_entropy(h @ w.t(), labels, reduction="sum"), hidden, weight
+    )
+    for a, b in zip(ours, exact):
+        assert (a - b).norm() < 0.03 * b.norm() and a.dtype == torch.float32
+
+
+def test_scratch_gives_the_same_memory_again():
+    scratch = Scratch()
+    first = scratch.take("a", (4, 5), torch.float32, torch.device("cpu"))
+    smaller = scratch.take("a", (3, 2), torch.float32, torch.device("cpu"))
+    assert smaller.shape == (3, 2) and smaller.data_ptr() == first.data_ptr()
+    other = scratch.take("a", (4, 5), torch.bfloat16, torch.device("cpu"))
+    assert other.dtype == torch.bfloat16
+
+
+def test_scratch_changes_nothing():
+    """同一块内存用两次，损失与梯度和各用新的一样。"""
+    torch.manual_seed(0)
+    weight, scratch = torch.randn(97, 16), Scratch()
+    for count in (50, 30):
+        hidden, labels = torch.randn(count, 16), torch.randint(0, 97, (count,))
+        kept, fresh = (
+            loss_and_gradients(
+                lambda h, w, labels=labels, kept=kept: linear_cross_entropy(
+                    h, w, labels, scratch=kept
+                ),
+                hidden,
+                weight,
+            )
+            for kept in (scratch, None)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(kept, fresh))
