@@ -516,9 +516,9 @@ def _checkpoint_text(state, tok):
 def _resume_problems(state, data_path):
     """现在的配置与数据能不能接着 checkpoint.bin 训练。"""
     import dataset
-    from training import loop
+    from training import settings
 
-    names = [name.upper() for name in loop.FIXED]
+    names = [name.upper() for name in settings.FIXED]
     saved, now = state["config"], config.values()
     changed = [
         f"{name} 是 {saved[name]}，现在 {now[name]}"

@@ -10,16 +10,17 @@ import sys
 
 import config
 from support import console
-from training import distributed, loop
+from training import launch, loop
+from training.distributed import Told
 
 
 def main() -> int:
-    with distributed.one_voice():
-        config.load(__doc__, argv=distributed.drop_launcher_arguments(sys.argv[1:]))
+    with launch.one_voice():
+        config.load(__doc__, argv=launch.drop_launcher_arguments(sys.argv[1:]))
     try:
         return loop.exit_code(loop.train(config.values()))
-    except distributed.Told:
-        distributed.wait_to_be_ended()
+    except Told:
+        launch.wait_to_be_ended()
         return 1
 
 

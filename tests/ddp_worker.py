@@ -18,28 +18,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config
 from support import hardware
 from support.console import UserError
-from training import distributed, loop, runlog
+from training import distributed, loop, runlog, samples
 
 
 def train(case: dict, rank: int = 0) -> dict:
     """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
-    kept = hardware.measure_peak, runlog.draw, loop.Run.sample_poem
+    kept = hardware.measure_peak, runlog.draw, samples.poem
     hardware.measure_peak = lambda *_: 1e9
     runlog.draw = lambda *_: False
-    loop.Run.sample_poem = lambda *_, **__: "诗"
+    samples.poem = lambda *_, **__: "诗"
     if "port" in case:
         os.environ["MASTER_PORT"] = str(case["port"])
     values = {**config.values(), **case["values"], **case.get("rank_values", {}).get(str(rank), {})}
     values["WORK_DIR"] = os.environ.get("DDP_WORK_DIR", values["WORK_DIR"])
-    real_update = loop.Run._update
+    real_update = loop.one_update
 
-    def update(self, number):
+    def one_update(run, *parts):
         time.sleep(case.get("pause", 0.0))
         if rank == case.get("rank", 0):
-            _trouble(case, number, self)
-        return real_update(self, number)
+            _trouble(case, run.position.update, run)
+        return real_update(run, *parts)
 
-    loop.Run._update = update
+    loop.one_update = one_update
     try:
         return {"result": loop.train(values)}
     except UserError as error:
@@ -47,15 +47,15 @@ def train(case: dict, rank: int = 0) -> dict:
     except distributed.Told:
         return {"told": True}
     finally:
-        loop.Run._update = real_update
-        hardware.measure_peak, runlog.draw, loop.Run.sample_poem = kept
+        loop.one_update = real_update
+        hardware.measure_peak, runlog.draw, samples.poem = kept
 
 
 def _trouble(case, number, run):
     if number == case.get("stop_at"):
         run.stop.received = signal.SIGTERM
     if number == case.get("short_at"):
-        run._backward = _short_of_memory(run)
+        run.gradients.backward = _short_of_memory(run.gradients)
     if number == case.get("hang_at"):
         time.sleep(case["seconds"])
     if number == case.get("kill_at") and not Path(case["marker"]).exists():
@@ -63,12 +63,12 @@ def _trouble(case, number, run):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _short_of_memory(run):
+def _short_of_memory(gradients):
     """头一次反向说内存不够，之后照常。"""
-    real = run._backward
+    real = gradients.backward
 
     def backward(*_, **__):
-        run._backward = real
+        gradients.backward = real
         raise MemoryError
 
     return backward

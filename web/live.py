@@ -13,6 +13,7 @@ import re
 import time
 from pathlib import Path
 
+from support import artefacts
 from training import runlog
 
 MAX_POINTS = 400  # 曲线最多给页面多少个点
@@ -26,11 +27,11 @@ def status(work_dir: str, now: float | None = None) -> dict:
     """训练页要的一切：曲线、示例、速度、剩余秒数。没有训练过时 state 为 none。"""
     folder = Path(work_dir)
     now = time.time() if now is None else now
-    rows = read_log(folder / runlog.LOG)
-    info = _read_info(folder / runlog.INFO)
-    samples = read_samples(folder / runlog.SAMPLES)
+    rows = read_log(folder / artefacts.TRAIN_LOG)
+    info = _read_info(folder / artefacts.RUN_INFO)
+    samples = read_samples(folder / artefacts.SAMPLES)
     if not rows:
-        started = bool(info) and _age(folder / runlog.INFO, now) < 30 * 60
+        started = bool(info) and _age(folder / artefacts.RUN_INFO, now) < 30 * 60
         return {"state": "starting" if started else "none", "samples": samples}
     last = rows[-1]
     total = _number(info.get("train_iter"))
@@ -38,7 +39,7 @@ def status(work_dir: str, now: float | None = None) -> dict:
     evaluated = [row for row in rows if row["val_bpc"] is not None]
     best = min(evaluated, key=lambda row: row["val_bpc"], default=None)
     return {
-        "state": _state(last, total, _age(folder / runlog.LOG, now), rows),
+        "state": _state(last, total, _age(folder / artefacts.TRAIN_LOG, now), rows),
         "iter": last["iter"],
         "update": last["update"],
         "total": total,
