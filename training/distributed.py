@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from typing import Any, Callable, Iterator
 
 import torch
@@ -186,6 +187,7 @@ class Ranks:
             if self.world_size == 1 or not lost_peer(error):
                 raise
             self._lost = True
+            traceback.clear_frames(error.__traceback__)  # 那里的局部变量握着进程组，close 就拆不掉
             if not self._speaks_of_loss():
                 raise Told from error
             raise LostPeer(

@@ -22,7 +22,7 @@ from support import files, hardware
 from support.console import UserError
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
-from training import distributed, launch, stop
+from training import distributed, launch, loop, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
@@ -182,6 +182,8 @@ def pair(tmp_path_factory, data, single) -> tuple:
     shutil.copytree(single / "half", folder / "moved_1")
     case("moved", rank_values={"1": {"WORK_DIR": str(folder / "moved_1")}})
     case("half", stop_at=HALF, rank=1)
+    case("hangup", stop_at=HALF, rank=0, signal="SIGHUP" if hasattr(signal, "SIGHUP") else "SIGINT")
+    case("failed", fail_at=HALF, rank=1)
     case("short", short_at=HALF, rank=1)
     cases[-1]["values"].update(KINDS["adamw_plain"])
     case("config", rank_values={"1": {"LEARNING_RATE": 0.5, "GRAD_CLIP": 2.0}})
@@ -248,6 +250,34 @@ def test_newest_checkpoint_counts_wherever_it_is(single, pair):
     """没有共享磁盘、编号重排以后，也不会从头开始；文件仍由有检查点的那台写。"""
     assert_same_run(single / "muon_dropout", pair[0] / "moved_1")
     assert not (pair[0] / "moved" / checkpoint.NEWEST).exists()
+
+
+# ── 收场 ──────────────────────────────────────────────────────────────
+
+
+def test_a_signal_to_one_process_is_everyones_exit_code(pair):
+    """各进程的退出码都是 128 + 那个信号；没收到的那个不能以 0 退出。"""
+    folder, outcomes = pair
+    for name, number in (("half", signal.SIGTERM), ("hangup", signal.SIGHUP)):
+        codes = [loop.exit_code(outcome["result"]) for outcome in outcomes[name]]
+        assert codes == [128 + number] * 2
+        assert checkpoint.load(folder / name / checkpoint.NEWEST)["position"]["update"] >= HALF
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="线程的名字取自 /proc")
+@pytest.mark.parametrize("name", ["muon_plain", "half", "hangup", "failed", "lost", "config"])
+def test_no_thread_of_gloo_outlives_the_run(pair, name):
+    """解释器退出时还在收尾的 gloo 线程会中止整个进程；所以无论怎样结束，它都已经结束。"""
+    for outcome in pair[1][name]:
+        assert outcome.get("threads")
+        assert [kind for kind in outcome["threads"] if "gloo" in kind] == []
+
+
+def test_a_failure_of_one_process_ends_the_other(pair):
+    folder, outcomes = pair
+    assert outcomes["failed"][1]["failed"] == "ZeroDivisionError"
+    assert outcomes["failed"][0]["kind"] == "LostPeer"
+    assert checkpoint.load(folder / "failed" / checkpoint.NEWEST)["position"]["update"] == HALF
 
 
 # ── 出错时说清楚 ──────────────────────────────────────────────────────
