@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import config
 from support import artefacts, console, files, hardware
 from support.console import UserError
 
 DEFAULT_SECONDS = config.SECONDS
-WARMUP_SHARE = 0.02  # 计时训练的预热占多少时间
 PROMPT_TOKENS = 20
 NEW_TOKENS = 200
 BATCHES = (1, 8)
@@ -265,63 +265,49 @@ def show_generate(result: dict) -> None:
 # ── train、learn ──────────────────────────────────────────────────────
 
 
-def timed_run(values: dict, seconds: float, quiet: bool = False):
-    """按秒数训练的一次训练：学习率随用掉的时间走，不写记录也不存检查点，只训练。"""
-    from training import loop
+class TimedRun(NamedTuple):
+    """按秒数训练过的一次训练。"""
+
+    run: Any  # training.run.Run
+    peak: float  # 矩阵乘的峰值，FLOP/s
+
+    def speed(self) -> dict:
+        """每秒有用 token、MFU、峰值内存。"""
+        here, machine = self.run.position, self.run.machine
+        speed = here.tokens / here.seconds
+        return {
+            "useful_tokens_per_s": round(speed, 1),
+            "mfu": round(self.run.model.flops_per_token() * speed / self.peak, 4),
+            "peak_gflops": round(self.peak / 1e9, 1),
+            "peak_memory_mb": peak_memory_mb(machine.device),
+            "updates": here.update,
+            "seconds": round(here.seconds, 2),
+            "dtype": machine.dtype_name,
+            "device": machine.device.type,
+            "compiled": machine.compiled,
+        }
+
+
+def timed_run(values: dict, seconds: float) -> TimedRun:
+    """从零训练这么多秒：学习率随用掉的时间走，不写记录也不存检查点。"""
+    from training import loop, prepare
     from training.distributed import Ranks
+    from training.keeper import Keeper
+    from training.schedule import BySeconds
 
-    class TimedRun(loop.Run):
-        def _is_over(self):
-            return self.position["seconds"] >= seconds
+    class Stopwatch(Keeper):
+        def start(self) -> None:
+            self.run.voice.open_bar(round(seconds), "秒")
 
-        def _is_long(self):
-            return seconds >= 60
+        def reached(self, row: dict) -> None:
+            self.run.position.pending = None
+            done = min(round(seconds), int(self.run.position.seconds))
+            self.run.voice.show(done, f"损失 {row['loss']} {row['tokens_per_s']} token/s")
 
-        def _lr_scale(self, update):
-            spent = self.position["seconds"] / seconds
-            rise = (self.position["seconds"] + 1) / (WARMUP_SHARE * seconds)
-            return min(1.0, rise, max(0.02, (1 - spent) / self.settings.decay_share))
-
-        def _prepare_files(self):
-            """计时的训练没有检查点可写。"""
-
-        def _announce(self):
-            self.peak = hardware.measure_peak(self.device, self.dtype)
-
-        def _progress_bar(self):
-            return None if quiet else console.progress(round(seconds), "训练", "秒")
-
-        def _foretell(self, first):
-            """计时的训练本来就知道何时结束。"""
-
-        def _boundary(self, row):
-            self.position["pending"] = None
-            if self.bar is not None:
-                self.bar.update(min(self.bar.total, int(self.position["seconds"])) - self.bar.n)
-                self.bar.set_postfix_str(f"损失 {row['loss']} {row['tokens_per_s']} token/s")
-
-        def _finish(self):
-            """收尾由测速的函数做。"""
-
-    return TimedRun({**values, "TRAIN_ITER": 1 << 40, "RESUME": "off"}, Ranks())
-
-
-def speed_of(run) -> dict:
-    """训练过的 run → 每秒有用 token、MFU、峰值内存。"""
-    here = run.position
-    speed = here["tokens"] / here["seconds"]
-    run.peak = max(run.peak, hardware.measure_peak(run.device, run.dtype))
-    return {
-        "useful_tokens_per_s": round(speed, 1),
-        "mfu": round(run.model.flops_per_token() * speed / run.peak, 4),
-        "peak_gflops": round(run.peak / 1e9, 1),
-        "peak_memory_mb": peak_memory_mb(run.device),
-        "updates": here["update"],
-        "seconds": round(here["seconds"], 2),
-        "dtype": hardware.dtype_name(run.dtype),
-        "device": run.device.type,
-        "compiled": run.compiled,
-    }
+    run = prepare.open_run({**values, "TRAIN_ITER": 1 << 40, "RESUME": "off"}, Ranks())
+    peak = hardware.measure_peak(run.machine.device, run.machine.dtype)
+    loop.fit(run, BySeconds(seconds, run.settings.decay_share), Stopwatch(run))
+    return TimedRun(run, max(peak, hardware.measure_peak(run.machine.device, run.machine.dtype)))
 
 
 def peak_memory_mb(device) -> int:
@@ -341,9 +327,8 @@ def peak_memory_mb(device) -> int:
 def train() -> dict:
     """训练速度：WORK_DIR 的 dataset.bin 上训练一小会儿（SECONDS，默认 60 秒），不写任何文件。"""
     seconds = 60.0 if config.SECONDS == DEFAULT_SECONDS else config.SECONDS
-    run = timed_run({**config.values(), "INIT": "random"}, seconds)  # 测的是速度，不算起点的几秒
-    run.fit()
-    return speed_of(run)
+    values = {**config.values(), "INIT": "random"}  # 测的是速度，不算起点的几秒
+    return timed_run(values, seconds).speed()
 
 
 LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
@@ -357,18 +342,18 @@ LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
 def learn() -> dict:
     """从零训练 SECONDS 秒，写 best_model.bin，报告验证集的每字比特。"""
     import checkpoint
+    from training import resume, validation
 
-    best = files.work_path(config.WORK_DIR, artefacts.BEST_MODEL)
     values = config.values()
-    defaults = {**LEARN, **{name: values[name] for name in config.given() if name in LEARN}}
-    run = timed_run({**values, **defaults}, config.SECONDS)
+    given = {name: values[name] for name in config.given() if name in LEARN}
+    timed = timed_run({**values, **LEARN, **given}, config.SECONDS)
+    run, result = timed.run, timed.speed()
+    run.position.best.val_bpc = result["bits_per_char"] = validation.bits_per_char(run)
+    best = files.work_path(config.WORK_DIR, artefacts.BEST_MODEL)
     aside = files.keep_aside(best)
     if aside is not None:
         print(f"已有的 {best.name} 改名为 {aside.name}")
-    run.fit()
-    result = speed_of(run)
-    run.best["val_bpc"] = result["bits_per_char"] = run.validation_bpc()
-    checkpoint.save(best, run.state(full=False))
+    checkpoint.save(best, resume.state_of(run, full=False))
     shown = (*LEARN, "LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY", "MAX_SEQ_LEN")
     result["settings"] = {name: run.values[name] for name in shown}
     return result

@@ -75,11 +75,11 @@ def run_script(name: str) -> None:
 def validation_at_start() -> float:
     """还没训练时的验证比特/字。"""
     import config
-    from training import loop
+    from training import prepare, validation
     from training.distributed import Ranks
 
     config.load(__doc__, argv=[*overrides(), "--RESUME=off"])
-    return loop.Run(config.values(), Ranks()).validation_bpc()
+    return validation.bits_per_char(prepare.open_run(config.values(), Ranks()))
 
 
 def write_poem() -> tuple:

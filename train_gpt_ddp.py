@@ -13,14 +13,15 @@ from support import console
 
 
 def main() -> int:
-    from training import distributed, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
+    from training import launch, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
+    from training.distributed import Told
 
-    with distributed.one_voice():
-        config.load(__doc__, argv=distributed.drop_launcher_arguments(sys.argv[1:]))
+    with launch.one_voice():
+        config.load(__doc__, argv=launch.drop_launcher_arguments(sys.argv[1:]))
     try:
         return loop.exit_code(loop.train(config.values()))
-    except distributed.Told:
-        distributed.wait_to_be_ended()
+    except Told:
+        launch.wait_to_be_ended()
         return 1
 
 

@@ -236,12 +236,12 @@ def _checkpoint_text(state: dict[str, Any], tok: HFTokenizer) -> str:
 def _resume_problems(state: dict[str, Any], settings: Settings) -> Findings:
     """现在的配置与数据能不能接着 checkpoint.bin 训练。"""
     import dataset
-    from training import loop
+    from training.settings import FIXED
 
     saved, now = state["config"], vars(settings)
     changed = [
         f"{name} 是 {saved[name]}，现在 {now[name]}"
-        for name in map(str.upper, loop.FIXED)
+        for name in map(str.upper, FIXED)
         if name in saved and saved[name] != now[name]
     ]
     path = Path(settings.WORK_DIR) / artefacts.DATASET

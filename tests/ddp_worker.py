@@ -1,7 +1,8 @@
 """test_ddp.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
 
-省去测峰值、写诗和画图；可以在指定的更新上请自己停下（stop_at）、挂住（hang_at）、
-说内存不够（short_at）或被杀死（kill_at），也可以每次更新前歇一会儿（pause 秒）。
+省去测峰值、写诗和画图；可以在指定的更新上给自己发信号（stop_at、signal）、挂住（hang_at）、
+出错（fail_at）、说内存不够（short_at）或被杀死（kill_at），也可以每次更新前歇一会儿（pause 秒）。
+每个结局里有 threads：训练收场时还活着的线程的名字（Linux）。
 """
 
 from __future__ import annotations
@@ -18,44 +19,53 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config
 from support import hardware
 from support.console import UserError
-from training import distributed, loop, runlog
+from training import distributed, loop, runlog, samples
 
 
 def train(case: dict, rank: int = 0) -> dict:
-    """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True}。"""
-    kept = hardware.measure_peak, runlog.draw, loop.Run.sample_poem
+    """做一次训练，返回 {"result"} 或 {"refused": 消息} 或 {"told": True} 或 {"failed": 类名}。"""
+    kept = hardware.measure_peak, runlog.draw, samples.poem
     hardware.measure_peak = lambda *_: 1e9
     runlog.draw = lambda *_: False
-    loop.Run.sample_poem = lambda *_, **__: "诗"
+    samples.poem = lambda *_, **__: "诗"
     if "port" in case:
         os.environ["MASTER_PORT"] = str(case["port"])
     values = {**config.values(), **case["values"], **case.get("rank_values", {}).get(str(rank), {})}
     values["WORK_DIR"] = os.environ.get("DDP_WORK_DIR", values["WORK_DIR"])
-    real_update = loop.Run._update
+    real_update = loop.one_update
 
-    def update(self, number):
+    def one_update(run, *parts):
         time.sleep(case.get("pause", 0.0))
         if rank == case.get("rank", 0):
-            _trouble(case, number, self)
-        return real_update(self, number)
+            _trouble(case, run.position.update, run)
+        return real_update(run, *parts)
 
-    loop.Run._update = update
+    loop.one_update = one_update
     try:
-        return {"result": loop.train(values)}
+        return {"result": loop.train(values), "threads": threads()}
     except UserError as error:
-        return {"refused": str(error), "kind": type(error).__name__}
+        return {"refused": str(error), "kind": type(error).__name__, "threads": threads()}
     except distributed.Told:
-        return {"told": True}
+        return {"told": True, "threads": threads()}
+    except ZeroDivisionError as error:
+        return {"failed": type(error).__name__, "threads": threads()}
     finally:
-        loop.Run._update = real_update
-        hardware.measure_peak, runlog.draw, loop.Run.sample_poem = kept
+        loop.one_update = real_update
+        hardware.measure_peak, runlog.draw, samples.poem = kept
+
+
+def threads() -> list:
+    """本进程此刻的线程的名字；不是 Linux 时为空。"""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def _trouble(case, number, run):
     if number == case.get("stop_at"):
-        run.stop.received = signal.SIGTERM
+        signal.raise_signal(getattr(signal, case.get("signal", "SIGTERM")))
+    if number == case.get("fail_at"):
+        raise ZeroDivisionError
     if number == case.get("short_at"):
-        run._backward = _short_of_memory(run)
+        run.gradients.backward = _short_of_memory(run.gradients)
     if number == case.get("hang_at"):
         time.sleep(case["seconds"])
     if number == case.get("kill_at") and not Path(case["marker"]).exists():
@@ -63,12 +73,12 @@ def _trouble(case, number, run):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _short_of_memory(run):
+def _short_of_memory(gradients):
     """头一次反向说内存不够，之后照常。"""
-    real = run._backward
+    real = gradients.backward
 
     def backward(*_, **__):
-        run._backward = real
+        gradients.backward = real
         raise MemoryError
 
     return backward

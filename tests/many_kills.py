@@ -59,7 +59,7 @@ def drill(folder: Path, kills: int, rng: random.Random) -> dict:
                 raise UserError(f"训练在杀满 {kills} 次以前就结束了；请减小 --kills")
             aims[aim] += 1
             bar.update(1)
-    reached = len(runlog.read(harried / runlog.LOG))
+    reached = len(runlog.read(harried / artefacts.TRAIN_LOG))
     launch(harried).wait()
     ours, theirs = outcome(calm), outcome(harried)
     return {
@@ -106,7 +106,7 @@ def wait_for(process, happened) -> None:
 
 
 def log_size(folder: Path) -> int:
-    path = folder / runlog.LOG
+    path = folder / artefacts.TRAIN_LOG
     return path.stat().st_size if path.exists() else 0
 
 
@@ -115,7 +115,7 @@ def outcome(folder: Path) -> dict:
     state = checkpoint.load(folder / artefacts.CHECKPOINT)
     best = checkpoint.load(folder / artefacts.BEST_MODEL)
     position = {k: v for k, v in state["position"].items() if k not in ("seconds", "pending")}
-    with open(folder / runlog.LOG, encoding="utf-8", newline="") as file:
+    with open(folder / artefacts.TRAIN_LOG, encoding="utf-8", newline="") as file:
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
     return {
         "权重": digest(state["weights"]),
@@ -124,7 +124,7 @@ def outcome(folder: Path) -> dict:
         "位置": digest(position),
         "最佳": digest(state["best"]),
         "train_log.csv": digest(rows),
-        "samples.txt": digest((folder / runlog.SAMPLES).read_text(encoding="utf-8")),
+        "samples.txt": digest((folder / artefacts.SAMPLES).read_text(encoding="utf-8")),
     }
 
 

@@ -41,7 +41,7 @@ def main() -> int:
     runlog.draw = lambda *_: False
     moment, _, number = sys.argv[2].partition(":")
     if moment == "update":
-        loop.Run._update = counted(loop.Run._update, int(number))
+        loop.one_update = counted(loop.one_update, int(number))
     if moment == "write":
         os.fsync = counted(os.fsync, int(number))
     if moment == "rename":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
+from typing import Callable, Iterable
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class Batch:
         ]
 
 
-def _part(inputs, targets):
+def _part(inputs: np.ndarray, targets: np.ndarray) -> tuple:
     flat = targets.reshape(-1)
     where = np.flatnonzero(flat >= 0)
     return inputs, where, flat[where]
@@ -101,15 +102,23 @@ def assemble(documents: list, pad_id: int = 0) -> Batch:
 
 
 class Prefetcher:
-    """后台线程提前准备好接下来的几个微批次；make(n) 给出第 n 个。"""
+    """后台线程提前准备好接下来的几个微批次；make(n) 给出第 n 个。用完要 close（或用 with）。"""
 
-    def __init__(self, make, numbers, depth: int = 4) -> None:
+    def __init__(
+        self, make: Callable[[int], Batch], numbers: Iterable[int], depth: int = 4
+    ) -> None:
         self._queue = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(make, numbers), daemon=True)
         self._thread.start()
 
-    def _work(self, make, numbers):
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _work(self, make: Callable[[int], Batch], numbers: Iterable[int]) -> None:
         try:
             for number in numbers:
                 item = (number, make(number))
@@ -118,7 +127,7 @@ class Prefetcher:
         except Exception as error:  # 交给取数据的线程抛出
             self._put((None, error))
 
-    def _put(self, item) -> bool:
+    def _put(self, item: tuple) -> bool:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -127,7 +136,7 @@ class Prefetcher:
                 continue
         return False
 
-    def get(self, number: int):
+    def get(self, number: int) -> Batch:
         """第 number 个；必须按给定的次序取。"""
         found, item = self._queue.get()
         if found is None:
@@ -136,5 +145,6 @@ class Prefetcher:
         return item
 
     def close(self) -> None:
+        """让线程停下，等它结束。"""
         self._closed.set()
-        self._thread.join(timeout=5)
+        self._thread.join()

@@ -49,7 +49,6 @@ class Update:
     grad_checkpoint: bool = False
     compiled: bool = False
     device: str = "cpu"  # cpu | cuda：决定交叉熵每块的行数
-    world: int = 1
 
     @property
     def chunk(self) -> int:
@@ -67,7 +66,6 @@ def predict_peak(
     grad_checkpoint: bool = False,
     compiled: bool = False,
     device: str = "cpu",
-    world: int = 1,
     quick: bool = False,
 ) -> int:
     """训练一次更新的峰值内存（字节）；绝不抛出异常。
@@ -86,7 +84,6 @@ def predict_peak(
         grad_checkpoint,
         compiled,
         device,
-        world,
     )
     if not quick:
         with contextlib.suppress(Exception):  # FakeTensor 是 torch 的内部接口，各版本不同
@@ -176,14 +173,12 @@ def _simulate_blocks(update: Update, blocks: int) -> tuple:
         optimizers = optim.build(model, update.optimizer, 1e-3, 1e-3, 0.1, muon_dtype)
         for param in model.parameters():  # 梯度累积时，反向开始前梯度已经在了
             param.grad = torch.zeros_like(param)
-        shared = [torch.zeros_like(p) for p in model.parameters()] if update.world > 1 else []
         optimizers.step(1.0)  # 优化器的状态从这里起才有
         meter.take_peak()
         optimizers.step(1.0)
         step_peak = meter.take_peak()
         _one_micro_batch(model, update, half)
         train_peak = meter.take_peak()
-        del shared  # DDP 的通信桶
     return train_peak, step_peak
 
 
@@ -225,11 +220,10 @@ def _matrices(config: gpt.GPTConfig) -> int:
 
 
 def _resident_bytes(update: Update) -> int:
-    """参数、梯度、优化器状态，多进程时还有 DDP 的通信桶；都是 fp32。"""
+    """参数、梯度、优化器状态；都是 fp32。"""
     table, matrices = _table(update.config), _matrices(update.config)
-    copies = 3 if update.world > 1 else 2
     states = 2 * table + matrices * (2 if update.optimizer == "adamw" else 1)
-    return 4 * (copies * (table + matrices) + states)
+    return 4 * (2 * (table + matrices) + states)
 
 
 def _training_bytes(update: Update) -> int:

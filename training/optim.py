@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Callable, Iterable
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: list,
+        params: Iterable,
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable | None = None) -> None:
         for group in self.param_groups:
             by_shape = {}
             for param, parts in zip(group["params"], group["parts"]):

@@ -9,11 +9,42 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
 from support import files, picture
+from training.position import Position
+from training.settings import Settings
 
-COLUMNS = ("iter", "update", "loss", "val_bpc", "lr", "tokens", "tokens_per_s", "seconds")
-LOG, PICTURE, SAMPLES, INFO = "train_log.csv", "loss.png", "samples.txt", "run_info.json"
+
+class Step(NamedTuple):
+    """循环给出的一次更新，各列由它算出。"""
+
+    settings: Settings
+    position: Position  # 做完这次更新以后
+    loss: float  # 每 token
+    norm: float  # 裁剪以前梯度的范数
+    lr_scale: float
+    tokens: int
+    seconds: float
+
+
+# train_log.csv 的列 → 怎样由一次更新算出；添一列只改这里，旧文件续写时它在旧行里是空的
+_COLUMNS = {
+    "iter": lambda step: step.settings.iteration(step.position.update),
+    "update": lambda step: step.position.update,
+    "loss": lambda step: f"{step.loss:.6f}",
+    "val_bpc": lambda step: "",  # 到了边界验证过才有
+    "lr": lambda step: f"{step.settings.learning_rate * step.lr_scale:.6g}",
+    "tokens": lambda step: step.position.tokens,
+    "tokens_per_s": lambda step: f"{step.tokens / step.seconds:.1f}",
+    "seconds": lambda step: f"{step.position.seconds:.2f}",
+}
+COLUMNS = tuple(_COLUMNS)
+
+
+def row(step: Step) -> dict:
+    """一次更新 → train_log.csv 的一行。"""
+    return {name: make(step) for name, make in _COLUMNS.items()}
 
 
 class TrainLog:
@@ -24,11 +55,11 @@ class TrainLog:
         self.path = Path(path)
         rows = [row for row in read(path) if int(row["update"]) <= last_update]
         with files.atomic_write(self.path) as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = _writer(file)
             writer.writeheader()
             writer.writerows(rows)
         self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        self._writer = _writer(self._file)
 
     def add(self, row: dict) -> None:
         self._writer.writerow(row)
@@ -38,8 +69,12 @@ class TrainLog:
         self._file.close()
 
 
+def _writer(file: Any) -> csv.DictWriter:
+    return csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+
+
 def read(path: Path) -> list:
-    """train_log.csv 的完整行；没有文件时为空，写了一半的末行不算。"""
+    """train_log.csv 的完整行；没有文件时为空，写了一半的末行不算，那时还没有的列是空的。"""
     path = Path(path)
     if not path.exists():
         return []
@@ -47,7 +82,8 @@ def read(path: Path) -> list:
         text = file.read()
     whole = text[: text.rfind("\n") + 1].splitlines()
     rows = csv.DictReader(whole)
-    return [row for row in rows if all(row.get(name) is not None for name in COLUMNS)]
+    empty = dict.fromkeys(COLUMNS, "")
+    return [{**empty, **found} for found in rows if None not in found.values()]
 
 
 _SAMPLE_HEAD = re.compile(r"^── 迭代 (\d+) ", flags=re.M)
@@ -108,7 +144,7 @@ def draw(log_path: Path, picture_path: Path) -> bool:
     return True
 
 
-def _draw_validation(axes, scored, text):
+def _draw_validation(axes: Any, scored: list, text: Callable) -> None:
     steps, values = zip(*scored)
     axes.plot(steps, values, "o-", ms=4, color="#c0504d", label=text("验证（右轴）", "validation"))
     axes.set_ylabel(text("验证：比特/字", "validation: bits/char"))
@@ -127,7 +163,7 @@ def _draw_validation(axes, scored, text):
     axes.legend(loc="upper right")
 
 
-def _smooth(values, weight=0.9):
+def _smooth(values: list, weight: float = 0.9) -> list:
     """带偏差校正的指数滑动平均；跳过非有限值。"""
     average, total, out = 0.0, 0.0, []
     for value in values:

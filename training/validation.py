@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 import torch
 
+from gpt import GPT
 from support import hardware
-from training.batching import BatchPlan, assemble
+from training.batching import Batch, BatchPlan, assemble
+from training.run import Run
+
+
+def bits_per_char(run: Run) -> float:
+    """只给标题、整首放得下的验证诗：比特数之和 ÷ 字数之和；各进程各算一份。"""
+    ranks, data = run.ranks, run.corpus.data
+    mine = run.corpus.validation()[ranks.rank :: ranks.world_size]
+    nats = document_nats(
+        run.model,
+        [data.document(int(index))[:2] for index in mine],
+        budget=run.settings.budget,
+        device=run.machine.device,
+        dtype=run.machine.dtype,
+        check=run.stop.check if ranks.world_size == 1 else None,  # 几个进程时，要停就一起停
+    )
+    chars = sum(int(data.chars[index]) for index in mine)
+    nats, chars = ranks.sum([float(nats.sum()), chars])
+    return bits(nats) / max(1.0, chars)
 
 
 @torch.no_grad()
-def document_nats(model, documents: list, *, budget, device, dtype=torch.float32, check=None):
+def document_nats(
+    model: GPT,
+    documents: list,
+    *,
+    budget: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    check: Callable[[], None] | None = None,
+) -> torch.Tensor:
     """每个文档受训 token 的 −ln p 之和，(n,) float64 CPU 张量；对数概率在 fp32 里计算。
 
     documents：[(ids, mask), …]；budget：一批的 token 数上限；check：每批之前调用（用来响应中断）。
@@ -35,7 +63,7 @@ def document_nats(model, documents: list, *, budget, device, dtype=torch.float32
     return result
 
 
-def _row_nats(model, batch, device, dtype):
+def _row_nats(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """一批里每行的负对数似然之和 (B,)。"""
     targets = torch.from_numpy(batch.targets).to(device)
     with hardware.autocast(device, dtype):
@@ -50,7 +78,7 @@ def _row_nats(model, batch, device, dtype):
     return nats.view(targets.shape).sum(1).cpu()
 
 
-def _exact(device):
+def _exact(device: torch.device) -> str | torch.device:
     """float64 可用的设备（MPS 没有）。"""
     return "cpu" if torch.device(device).type == "mps" else device
 

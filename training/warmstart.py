@@ -25,7 +25,7 @@ HELD_OUT = 0.02  # 末尾这么多相邻对不统计，留着定 w 的两个系�
 _FIT_PAIRS = 512  # 至多用其中多少对
 
 
-def embedding(tokens, mask, vocab_size: int, dim: int, seed: int) -> tuple:
+def embedding(tokens: np.ndarray, mask: np.ndarray, vocab_size: int, dim: int, seed: int) -> tuple:
     """训练集的 token 与训练标记（各 (N,)）→ (词嵌入 (V, dim), 末归一化权重 (dim,))，fp32。
 
     只统计后一个是训练目标的相邻对；一对也没有时返回 (None, None)。
@@ -52,7 +52,7 @@ def embedding(tokens, mask, vocab_size: int, dim: int, seed: int) -> tuple:
     return table.float(), weight.float()
 
 
-def _pairs(tokens, mask):
+def _pairs(tokens: np.ndarray, mask: np.ndarray) -> tuple:
     """(前一个词, 后一个词)，各 int64 (n,)。"""
     places = np.flatnonzero(mask[1:]) + 1
     if len(places) > MOST_PAIRS:
@@ -60,7 +60,7 @@ def _pairs(tokens, mask):
     return tokens[places - 1].astype(np.int64), tokens[places].astype(np.int64)
 
 
-def _mutual_information(before, after, size):
+def _mutual_information(before: np.ndarray, after: np.ndarray, size: int) -> torch.Tensor:
     """对称化的正点互信息，稀疏 CSR (V, V)，fp64。"""
     keys, counts = np.unique(before * size + after, return_counts=True)
     rows, columns = keys // size, keys % size
@@ -77,7 +77,7 @@ def _mutual_information(before, after, size):
         return matrix.coalesce().to_sparse_csr()
 
 
-def _eigen(matrix, count, generator):
+def _eigen(matrix: torch.Tensor, count: int, generator: torch.Generator) -> tuple:
     """绝对值最大的 count 个特征值与特征向量 (V, count)：随机块 Krylov（Musco & Musco 2015）。
 
     每步把矩阵乘上最新的一块，与已有的全部正交化；再在张成的子空间里分解。
@@ -105,7 +105,7 @@ def _eigen(matrix, count, generator):
     return values[chosen], vectors * largest.sign()  # 正负号本是任意的，定下来
 
 
-def _unit_rows(rows, generator):
+def _unit_rows(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """每行长度为 1；没有出现过的词是随机方向。"""
     noise = torch.randn(rows.shape, dtype=rows.dtype, generator=generator)
     length = rows.norm(dim=1, keepdim=True)
@@ -113,7 +113,9 @@ def _unit_rows(rows, generator):
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def _fit(table, sign, before, after):
+def _fit(
+    table: torch.Tensor, sign: torch.Tensor, before: np.ndarray, after: np.ndarray
+) -> torch.Tensor:
     """w = (a, b·sign)：使没有统计过的相邻对似然最大的 a、b；对 a、b 是凸的，用牛顿法。"""
     places = np.linspace(0, len(after) - 1, min(_FIT_PAIRS, len(after))).astype(np.int64)
     target = torch.from_numpy(after[places])[:, None]  # (n, 1)

@@ -22,7 +22,7 @@ from support import artefacts, files, hardware
 from support.console import UserError
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
-from training import distributed, loop
+from training import distributed, launch, loop, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
@@ -182,6 +182,8 @@ def pair(tmp_path_factory, data, single) -> tuple:
     shutil.copytree(single / "half", folder / "moved_1")
     case("moved", rank_values={"1": {"WORK_DIR": str(folder / "moved_1")}})
     case("half", stop_at=HALF, rank=1)
+    case("hangup", stop_at=HALF, rank=0, signal="SIGHUP" if hasattr(signal, "SIGHUP") else "SIGINT")
+    case("failed", fail_at=HALF, rank=1)
     case("short", short_at=HALF, rank=1)
     cases[-1]["values"].update(KINDS["adamw_plain"])
     case("config", rank_values={"1": {"LEARNING_RATE": 0.5, "GRAD_CLIP": 2.0}})
@@ -236,7 +238,8 @@ def test_one_process_resumes_on_two(single, pair):
 
 def test_two_processes_resume_on_one(single, pair):
     folder, outcomes = pair
-    assert [outcome["result"]["stopped"] for outcome in outcomes["half"]][1] == signal.SIGTERM
+    stopped = [outcome["result"]["stopped"] for outcome in outcomes["half"]]
+    assert stopped == [signal.SIGTERM] * 2  # 信号只到了 1 号
     assert len(losses(folder / "half")) == HALF
     values = {**SMALL, **KINDS["muon_dropout"], "WORK_DIR": str(folder / "half")}
     ddp_worker.train({"values": values})
@@ -247,6 +250,34 @@ def test_newest_checkpoint_counts_wherever_it_is(single, pair):
     """没有共享磁盘、编号重排以后，也不会从头开始；文件仍由有检查点的那台写。"""
     assert_same_run(single / "muon_dropout", pair[0] / "moved_1")
     assert not (pair[0] / "moved" / artefacts.CHECKPOINT).exists()
+
+
+# ── 收场 ──────────────────────────────────────────────────────────────
+
+
+def test_a_signal_to_one_process_is_everyones_exit_code(pair):
+    """各进程的退出码都是 128 + 那个信号；没收到的那个不能以 0 退出。"""
+    folder, outcomes = pair
+    for name, number in (("half", signal.SIGTERM), ("hangup", signal.SIGHUP)):
+        codes = [loop.exit_code(outcome["result"]) for outcome in outcomes[name]]
+        assert codes == [128 + number] * 2
+        assert checkpoint.load(folder / name / checkpoint.NEWEST)["position"]["update"] >= HALF
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="线程的名字取自 /proc")
+@pytest.mark.parametrize("name", ["muon_plain", "half", "hangup", "failed", "lost", "config"])
+def test_no_thread_of_gloo_outlives_the_run(pair, name):
+    """解释器退出时还在收尾的 gloo 线程会中止整个进程；所以无论怎样结束，它都已经结束。"""
+    for outcome in pair[1][name]:
+        assert outcome.get("threads")
+        assert [kind for kind in outcome["threads"] if "gloo" in kind] == []
+
+
+def test_a_failure_of_one_process_ends_the_other(pair):
+    folder, outcomes = pair
+    assert outcomes["failed"][1]["failed"] == "ZeroDivisionError"
+    assert outcomes["failed"][0]["kind"] == "LostPeer"
+    assert checkpoint.load(folder / "failed" / checkpoint.NEWEST)["position"]["update"] == HALF
 
 
 # ── 出错时说清楚 ──────────────────────────────────────────────────────
@@ -281,7 +312,7 @@ def test_port_taken(monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match="已被占用"):
-            distributed.start("on", 0.05)
+            launch.start("on", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +326,7 @@ def test_wrong_environment(monkeypatch, environment, words):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=words):
-        distributed.start("on", 0.05)
+        launch.start("on", 0.05)
 
 
 def test_nobody_comes(monkeypatch):
@@ -304,7 +335,7 @@ def test_nobody_comes(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     with pytest.raises(UserError, match="分布式启动失败"):
-        distributed.start("on", 0.01)
+        launch.start("on", 0.01)
 
 
 def test_restarts_do_not_begin_anew(monkeypatch):
@@ -312,7 +343,7 @@ def test_restarts_do_not_begin_anew(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(UserError, match="RESUME=off"):
-        distributed.start("off", 0.05)
+        launch.start("off", 0.05)
 
 
 def test_no_gpu_for_a_rank(monkeypatch):
@@ -326,7 +357,7 @@ def test_no_nccl(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(UserError, match="没有 NCCL"):
-        distributed._backend(torch.device("cuda", 0))
+        distributed.backend_for(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +370,7 @@ def test_no_nccl(monkeypatch):
     ],
 )
 def test_launcher_arguments_are_dropped(given):
-    assert distributed.drop_launcher_arguments(given) == ["--SEED=1"]
+    assert launch.drop_launcher_arguments(given) == ["--SEED=1"]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +391,7 @@ def test_cores_are_shared_out(monkeypatch, environment, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    distributed.set_threads()
+    launch.set_threads()
     assert chosen == ([] if threads is None else [threads])
 
 
@@ -371,8 +402,8 @@ def test_cores_are_shared_out(monkeypatch, environment, threads):
 def test_only_one_process_complains_about_the_command_line(monkeypatch, capsys, rank, said):
     monkeypatch.setenv("LOCAL_RANK", rank)
     waited = []
-    monkeypatch.setattr(distributed.time, "sleep", waited.append)
-    with pytest.raises(SystemExit), distributed.one_voice():
+    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    with pytest.raises(SystemExit), launch.one_voice():
         config.load("", argv=["--NOPE=1"])
     assert ("NOPE" in capsys.readouterr().err) == said
     assert bool(waited) != said  # 没说话的要等说话的先说完
@@ -381,11 +412,11 @@ def test_only_one_process_complains_about_the_command_line(monkeypatch, capsys, 
 def test_one_ctrl_c_delivered_twice_is_one(monkeypatch):
     """终端和 torchrun 各送一遍；五秒以后的才算第二次。"""
     now = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    with loop.StopSignal(patient=True) as stop:
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    with stop.StopSignal(patient=True) as asked:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert stop.received == signal.SIGINT
+        assert asked.received == signal.SIGINT
         now[0] += 6
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

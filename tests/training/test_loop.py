@@ -13,11 +13,15 @@ import torch
 
 import checkpoint
 import dataset
+from gpt import GPT
 from support import hardware
 from support.console import UserError
 from tests.small_run import ROOT, SMALL, build_data, values, work_dir
-from training import batching, loop, runlog
+from training import batching, loop, prepare, runlog, validation
 from training.distributed import Ranks
+from training.gradients import Gradients
+from training.stepper import LossScale
+from training.stop import Interrupted
 from writing import engine
 
 TIMED = ("tokens_per_s", "seconds")
@@ -48,15 +52,15 @@ def unbroken(tmp_path_factory, data):
 def stop_before(monkeypatch, *updates):
     """每次启动在给定的更新之前收到一次 Ctrl-C。"""
     waiting = list(updates)
-    real = loop.Run._update
+    real = loop.one_update
 
-    def update(self, number):
-        if waiting and number == waiting[0]:
+    def one_update(run, *parts):
+        if waiting and run.position.update == waiting[0]:
             waiting.pop(0)
-            self.stop.received = 2
-        return real(self, number)
+            run.stop.received = 2
+        return real(run, *parts)
 
-    monkeypatch.setattr(loop.Run, "_update", update)
+    monkeypatch.setattr(loop, "one_update", one_update)
 
 
 def log_rows(folder):
@@ -139,15 +143,15 @@ def test_interrupted_run_is_the_same_run(tmp_path, data, unbroken, monkeypatch, 
 
 def test_interrupt_during_validation_is_the_same_run(tmp_path, data, unbroken, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
-    real, calls = loop.Run.validation_bpc, []
+    real, calls = validation.bits_per_char, []
 
-    def validation(self):
+    def bits_per_char(run):
         calls.append(1)
         if len(calls) == 2:
-            raise loop.Interrupted
-        return real(self)
+            raise Interrupted
+        return real(run)
 
-    monkeypatch.setattr(loop.Run, "validation_bpc", validation)
+    monkeypatch.setattr(validation, "bits_per_char", bits_per_char)
     loop.train(values(folder))
     assert len(log_rows(folder)) == 5  # 第 6 次更新已做，它的验证还没有
     loop.train(values(folder))
@@ -248,14 +252,14 @@ def test_damaged_checkpoint_falls_back_to_the_previous(tmp_path, data, unbroken,
 
 def out_of_memory_above(monkeypatch, rows):
     """一次前向超过 rows 行就显存不足。"""
-    real = loop.GPT.forward
+    real = GPT.forward
 
     def forward(self, ids, where=None, labels=None):
         if labels is not None and len(ids) > rows:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(self, ids, where, labels)
 
-    monkeypatch.setattr(loop.GPT, "forward", forward)
+    monkeypatch.setattr(GPT, "forward", forward)
 
 
 def test_out_of_memory_splits_rows_with_the_same_gradient(tmp_path, data, monkeypatch, capsys):
@@ -275,9 +279,8 @@ def test_big_micro_batches_are_computed_in_parts_on_the_cpu(tmp_path, data, monk
     whole, parts = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "parts", data)
     loop.train(values(whole, **options))
     monkeypatch.setattr(batching, "_CPU_TOKENS", 100)
-    run = loop.Run(values(parts, **options), Ranks())
-    assert run.split > 1
-    run.fit()
+    assert prepare.open_run(values(parts, **options), Ranks()).gradients.split > 1
+    loop.train(values(parts, **options))
     a, b = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, parts))
     for name in a:
         assert torch.linalg.norm(a[name] - b[name]) <= 1e-5 * torch.linalg.norm(a[name]), name
@@ -292,13 +295,13 @@ def test_out_of_memory_at_one_row_stops_with_advice(tmp_path, data, monkeypatch)
 
 def test_non_finite_update_is_skipped_and_counted(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    real = loop.Run._backward
+    real, updates = Gradients.compute, []
 
-    def backward(self, part, weight, seed):
-        bad = self.position["update"] == 2
-        return real(self, part, float("nan") if bad else weight, seed)
+    def compute(self, batches, trained, scale, stop):
+        updates.append(1)
+        return real(self, batches, trained, float("nan") if len(updates) == 3 else scale, stop)
 
-    monkeypatch.setattr(loop.Run, "_backward", backward)
+    monkeypatch.setattr(Gradients, "compute", compute)
     result = loop.train(values(folder, TRAIN_ITER=12))
     assert result["skipped"] == 1 and result["updates"] == 4
     assert "跳过" in capsys.readouterr().out
@@ -310,27 +313,26 @@ def test_many_non_finite_updates_stop_the_run(tmp_path, data, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
     loop.train(values(folder, TRAIN_ITER=6))
     saved = (folder / "checkpoint.bin").read_bytes()
-    monkeypatch.setattr(loop.Run, "_gradients", lambda self, *_: self._nan())
-    monkeypatch.setattr(loop.Run, "_nan", _nan_gradients, raising=False)
+    monkeypatch.setattr(Gradients, "compute", _nan_gradients)
     with pytest.raises(UserError, match="连续 4 次"):
         loop.train(values(folder, TRAIN_ITER=60, MAX_BAD_STEPS=4, SAVE_EVERY=1000))
     assert (folder / "checkpoint.bin").read_bytes() == saved
 
 
-def _nan_gradients(run):
-    for param in run.model.parameters():
+def _nan_gradients(gradients, *_):
+    for param in gradients.model.parameters():
         param.grad = torch.full_like(param, float("nan"))
     return float("nan")
 
 
 def test_fp16_overflow_halves_the_scale():
-    scale = loop.LossScale(enabled=True)
+    scale = LossScale(enabled=True)
     scale.update(finite=False)
     assert scale.value == 32768.0
-    for _ in range(loop.LossScale.GROWTH):
+    for _ in range(LossScale.GROWTH):
         scale.update(finite=True)
     assert scale.value == 65536.0
-    assert loop.LossScale(enabled=False).value == 1.0
+    assert LossScale(enabled=False).value == 1.0
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -373,17 +375,9 @@ def test_full_disk_keeps_the_old_checkpoint_and_goes_on(tmp_path, data, monkeypa
 
 def test_early_stop_ends_the_run(tmp_path, data, monkeypatch, capsys):
     folder = work_dir(tmp_path / "run", data)
-    monkeypatch.setattr(loop.Run, "validation_bpc", lambda self: 5.0)
+    monkeypatch.setattr(validation, "bits_per_char", lambda run: 5.0)
     result = loop.train(values(folder, EARLY_STOP=2))
     assert result["updates"] == 9 and "提前结束" in capsys.readouterr().out
-
-
-def test_learning_rate_schedule():
-    scales = [loop.lr_scale(n, 100, 500, 0.5) for n in range(100)]
-    assert scales[0] == pytest.approx(1 / 11) and scales[10] == 1.0  # 预热至多 10%
-    assert scales[50] == 1.0 and scales[75] == pytest.approx(0.5)
-    assert scales[-1] == pytest.approx(0.02) and min(scales) > 0
-    assert [loop.lr_scale(n, 3, 500, 0.0) for n in range(3)] == [1.0, 1.0, 1.0]
 
 
 def test_overfits_eight_poems_and_recites_them(tmp_path):
@@ -406,17 +400,19 @@ def test_overfits_eight_poems_and_recites_them(tmp_path):
 
 def test_every_document_is_trained_once_an_epoch(tmp_path, data):
     folder = work_dir(tmp_path / "run", data)
-    run = loop.Run(values(folder), Ranks())
+    corpus = prepare.open_run(values(folder), Ranks()).corpus
     for epoch in (0, 1):
-        first = epoch * run.plan.per_epoch
+        first = epoch * corpus.plan.per_epoch
         seen = [
-            int(i) for n in range(first, first + run.plan.per_epoch) for i in run.plan.documents(n)
+            int(i)
+            for n in range(first, first + corpus.plan.per_epoch)
+            for i in corpus.plan.documents(n)
         ]
-        assert sorted(seen) == list(range(len(run.lengths)))
-    tokens = sum(run._batch(n).tokens for n in range(run.plan.per_epoch))
-    cells = sum(run._batch(n).inputs.size for n in range(run.plan.per_epoch))
-    assert tokens == int(run.lengths.sum()) and tokens / cells > 0.9
-    assert all(run._batch(n).inputs.size <= 4 * 64 for n in range(run.plan.per_epoch))
+        assert sorted(seen) == list(range(len(corpus.lengths)))
+    tokens = sum(corpus.batch(n).tokens for n in range(corpus.plan.per_epoch))
+    cells = sum(corpus.batch(n).inputs.size for n in range(corpus.plan.per_epoch))
+    assert tokens == int(corpus.lengths.sum()) and tokens / cells > 0.9
+    assert all(corpus.batch(n).inputs.size <= 4 * 64 for n in range(corpus.plan.per_epoch))
 
 
 def test_scripts_run_from_the_command_line(tmp_path, data):

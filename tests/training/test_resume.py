@@ -1,0 +1,85 @@
+"""续训：哪些必须相同，哪些照新的来，谁的检查点算数。"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from support.console import UserError
+from tests.small_run import build_data, values
+from training import resume
+from training.corpus import Corpus
+from training.distributed import Ranks
+from training.settings import FIXED, Settings
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_data(folder, count=20)
+    return Corpus.open(folder, Settings.pick(values(folder)))
+
+
+def saved(corpus, folder, **config):
+    data = corpus.data
+    return {
+        "config": values(folder, **config),
+        "tokenizer": data.tokenizer_json,
+        "dataset": data.fingerprint,
+    }
+
+
+def test_same_run_is_not_refused(corpus, tmp_path):
+    state = saved(corpus, tmp_path, LEARNING_RATE=0.5)
+    del state["config"]["INIT"]  # 早先的检查点没有后来添的配置
+    resume.refuse_changes(state, values(tmp_path), corpus)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_each_fixed_setting_is_refused(corpus, tmp_path, name):
+    now = values(tmp_path)
+    state = saved(corpus, tmp_path, **{name.upper(): "不同"})
+    with pytest.raises(UserError, match=name.upper()) as caught:
+        resume.refuse_changes(state, now, corpus)
+    assert "--RESUME=off" in str(caught.value) and str(now[name.upper()]) in str(caught.value)
+
+
+def test_other_dataset_is_refused(corpus, tmp_path):
+    state = {**saved(corpus, tmp_path), "dataset": "别的"}
+    with pytest.raises(UserError, match="不是同一份"):
+        resume.refuse_changes(state, values(tmp_path), corpus)
+
+
+def test_changes_are_named(tmp_path):
+    old = values(tmp_path, TRAIN_ITER=6)
+    assert resume.changes(old, values(tmp_path)) == ["TRAIN_ITER：6 → 35"]
+    assert resume.changes(old, {**old, "WORK_DIR": "elsewhere", "RESUME": "off"}) == []
+
+
+def test_auto_keeps_the_choice_of_the_checkpoint(tmp_path):
+    now = values(tmp_path, DTYPE="auto", COMPILE="auto", DEVICE="auto")
+    chosen = {"DEVICE": "cpu", "DTYPE": "bf16", "COMPILE": "on"}
+    settings = resume.reuse_choices(now, chosen)
+    assert (settings.device, settings.dtype, settings.compile) == ("cpu", "bf16", "on")
+    assert resume.reuse_choices({**now, "DTYPE": "fp32"}, chosen).dtype == "fp32"
+
+
+def test_newest_checkpoint_wins_and_its_owner_writes():
+    def found(update):
+        return {"update": update, "chosen": {"DTYPE": f"at{update}"}}
+
+    ranks = Ranks()
+    everyone = SimpleNamespace(all_gather=lambda _: [None, found(4), found(9), found(9)], writer=0)
+    newest = resume.newest(None, everyone)
+    assert (newest.source, everyone.writer) == (2, 2) and newest.chosen == {"DTYPE": "at9"}
+    assert resume.newest(None, ranks) is None and ranks.is_main
+
+
+def test_resume_off_looks_at_no_checkpoint(corpus, tmp_path):
+    (tmp_path / "checkpoint.bin").write_bytes(b"not a checkpoint")
+    now = values(tmp_path, RESUME="off")
+    assert resume.find(now, Settings.pick(now), corpus) is None
+    now = values(tmp_path)
+    with pytest.raises(UserError):
+        resume.find(now, Settings.pick(now), corpus)

@@ -1,0 +1,175 @@
+"""训练外围的事：到了边界验证、写诗、记录、保存，开头收拾旧产物，结尾留下模型。
+
+Keeper 什么也不做，测速用它的子类；Records 是真正的训练用的。
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import checkpoint
+from support import artefacts, files
+from support.console import UserError
+from training import resume, runlog, samples, validation
+from training.position import Best
+from training.reporter import Reporter
+from training.run import Run
+from training.schedule import ByUpdates
+
+_OUTPUTS = (
+    artefacts.CHECKPOINT,
+    artefacts.CHECKPOINT_PREVIOUS,
+    artefacts.BEST_MODEL,
+    artefacts.TRAIN_LOG,
+    artefacts.LOSS_PICTURE,
+    artefacts.SAMPLES,
+    artefacts.RUN_INFO,
+)
+
+
+class Keeper:
+    """循环在这些时刻叫它。"""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def open(self) -> None:
+        """训练之前，编译也还没有。"""
+
+    def start(self) -> None:
+        """第一次更新之前。"""
+
+    def reached(self, row: dict) -> None:
+        """做完了一次更新；row 是它在 train_log.csv 里的一行。"""
+
+    def finish(self) -> None:
+        """训练到头。"""
+
+    def interrupted(self) -> None:
+        """被请求停下，没做完的更新已经放弃。"""
+
+    def lost(self) -> None:
+        """与其他进程失去联系。"""
+
+    def close(self) -> None:
+        """无论怎样结束，最后都要做的。"""
+        self.run.voice.close()
+
+
+class Records(Keeper):
+    """在 WORK_DIR 里留下检查点、记录、示例诗和曲线。"""
+
+    def __init__(self, run: Run, schedule: ByUpdates) -> None:
+        super().__init__(run)
+        self.schedule = schedule
+        self.reporter = Reporter(run)
+        self._log: Any = None
+
+    def open(self) -> None:
+        """新的训练把旧产物改名留着；续训把记录裁到检查点的位置。"""
+        run = self.run
+        if not run.ranks.is_main:
+            return
+        for name in () if run.resumed else _OUTPUTS:
+            aside = files.keep_aside(run.folder / name)
+            if aside is not None:
+                print(f"已有的 {name} 改名为 {aside.name}")
+        done = run.position.logged
+        runlog.trim_samples(run.folder / artefacts.SAMPLES, run.settings.iteration(done))
+        self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done)
+
+    def start(self) -> None:
+        """说开场的话；上次停在边界上的，先把那里的事做完。"""
+        if self.run.ranks.is_main:
+            info = self.reporter.announce()
+            runlog.write_info(self.run.folder / artefacts.RUN_INFO, info)
+        self.reporter.start()
+        if self.run.position.pending:
+            self._at_boundary(self.run.position.pending)
+
+    def reached(self, row: dict) -> None:
+        self._at_boundary(row)
+        self.reporter.foretell()
+
+    def _at_boundary(self, row: dict) -> None:
+        s, here = self.run.settings, self.run.position
+        if self._due(s.eval_every):
+            row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
+        if self._due(s.sample_every):
+            self._write_sample(row["iter"])
+        here.pending = None
+        if self._log is not None:
+            self._log.add(row)
+        if self._due(s.save_every):
+            self._save()
+        self.reporter.show(row)
+
+    def _due(self, every: int) -> bool:
+        """这次更新是不是刚到（或刚过）every 次迭代的整数倍；最后一次总是。"""
+        s, update = self.run.settings, self.run.position.update
+        now, before = s.iteration(update), s.iteration(update - 1)
+        return self.schedule.is_complete(self.run.position) or now // every > before // every
+
+    def _validate(self, iteration: int) -> float:
+        """验证集的比特/字；更低就写 best_model.bin。"""
+        here = self.run.position
+        bpc = validation.bits_per_char(self.run)
+        if not bpc < here.best.val_bpc:
+            here.best.stale += 1
+            return bpc
+        before, here.best = here.best, Best(val_bpc=bpc, iter=iteration)
+        if not self._write(artefacts.BEST_MODEL, full=False):
+            here.best = before  # 没存下就不算，下次验证再试
+        return bpc
+
+    def _write_sample(self, iteration: int) -> None:
+        if not self.run.ranks.is_main:
+            return
+        text = samples.poem(self.run, samples.QUESTION, seed=iteration)
+        runlog.add_sample(self.run.folder / artefacts.SAMPLES, iteration, samples.QUESTION, text)
+
+    def _write(self, name: str, full: bool, final: bool = False) -> bool:
+        """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
+        if not self.run.ranks.is_main:
+            return True
+        state = resume.state_of(self.run, full)
+        try:
+            checkpoint.save(self.run.folder / name, state, keep_previous=full)
+        except UserError as error:
+            if final:
+                raise
+            self.run.voice.say(f"警告：{error}\n训练继续，下一次保存时再试。")
+            return False
+        return True
+
+    def _save(self, final: bool = False) -> None:
+        """保存检查点，重画曲线。"""
+        folder = self.run.folder
+        if not self.run.ranks.is_main:
+            return
+        if self._write(artefacts.CHECKPOINT, full=True, final=final):
+            runlog.draw(folder / artefacts.TRAIN_LOG, folder / artefacts.LOSS_PICTURE)
+
+    def finish(self) -> None:
+        """无论多短，都有验证、示例诗、checkpoint.bin 与 best_model.bin。"""
+        here = self.run.position
+        if self.schedule.is_stale(here):
+            self.run.voice.say(f"验证损失连续 {here.best.stale} 次没有下降，提前结束。")
+        if not math.isfinite(here.best.val_bpc):
+            self._validate(self.run.settings.iteration(here.update))
+        self._save(final=True)
+        self.reporter.finished()
+
+    def interrupted(self) -> None:
+        self._save(final=True)
+        self.reporter.interrupted()
+
+    def lost(self) -> None:
+        """最后一次完整的更新，自动重启就从这里接着。"""
+        self._save(final=True)
+
+    def close(self) -> None:
+        super().close()
+        if self._log is not None:
+            self._log.close()

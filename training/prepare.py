@@ -1,0 +1,171 @@
+"""开训之前：打开文件、各进程对齐、造好模型与优化器、装回检查点或算出起点、编译。"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from gpt import GPT, Execution, GPTConfig
+from support import files, hardware
+from training import optim, resume, warmstart
+from training.corpus import Corpus
+from training.distributed import Ranks
+from training.gradients import Gradients, is_out_of_memory
+from training.machine import Machine
+from training.run import Run
+from training.schedule import Schedule
+from training.settings import Settings
+from training.stepper import LossScale, Stepper
+from training.stop import StopSignal
+from training.voice import Voice
+
+_STEPS_OF_SHAPE = 16  # 一份的 token 数补到最大的一份的这么多分之一的倍数
+
+
+def open_run(values: dict, ranks: Ranks) -> Run:
+    """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
+    hardware.keep_memory()
+    settings = Settings.pick(values)
+    folder = files.work_path(settings.work_dir, ".")
+
+    def open_files() -> tuple:
+        """本机的数据集和（每台机器一个进程读的）检查点。"""
+        corpus = Corpus.open(folder, settings)
+        return corpus, resume.find(values, settings, corpus) if ranks.reads_files else None
+
+    corpus, saved = ranks.together(open_files)
+    newest = resume.newest(saved, ranks)
+    if newest is not None:
+        settings = resume.reuse_choices(values, newest.chosen)
+    machine = ranks.together(lambda: Machine.pick(settings, ranks.local_rank))
+    _agree(values, corpus, machine, ranks)
+    ranks.connect(machine.device)
+    model = _build_model(settings, corpus, machine)
+    voice = Voice(ranks)
+    run = Run(
+        values=values,
+        settings=settings,
+        folder=folder,
+        ranks=ranks,
+        stop=StopSignal(patient=ranks.world_size > 1),
+        voice=voice,
+        corpus=corpus,
+        machine=machine,
+        model=model,
+        gradients=Gradients(model, machine, settings, ranks, voice),
+        stepper=_build_stepper(model, settings, machine),
+    )
+    model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
+    if newest is not None:
+        resume.restore(run, ranks.share(saved, newest.source))
+    else:
+        _start_anew(run)
+    return run
+
+
+def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
+    """各进程的配置、数据、设备必须相同。"""
+    watched = {n: values[n] for n in Settings.names() if n not in ("WORK_DIR", "DEVICE")}
+    ranks.agree(
+        {
+            **watched,
+            "dataset.bin": corpus.data.fingerprint[:12],
+            "分词器": corpus.tokenizer.fingerprint[:12],
+            "设备": machine.device.type,
+            "精度": machine.dtype_name,
+        }
+    )
+
+
+def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
+    torch.manual_seed(settings.seed)
+    config = GPTConfig(
+        vocab_size=corpus.tokenizer.vocab_size,
+        max_seq_len=settings.max_seq_len,
+        dim=settings.gpt_dim,
+        n_head=settings.gpt_head,
+        ff=settings.gpt_ff,
+        n_block=settings.gpt_blocks,
+        rope_theta=settings.rope_theta,
+        dropout=settings.dropout,
+    )
+    execution = Execution(grad_checkpoint=settings.grad_checkpoint == "on")
+    return GPT(config, execution).to(machine.device)
+
+
+def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:
+    optimizers = optim.build(
+        model,
+        settings.optimizer,
+        settings.learning_rate,
+        settings.muon_lr,
+        settings.weight_decay,
+        machine.muon_dtype,
+    )
+    scale = LossScale(enabled=machine.dtype == torch.float16)
+    return Stepper(model, optimizers, scale, settings.grad_clip)
+
+
+# ── 起点 ──────────────────────────────────────────────────────────────
+
+
+def _start_anew(run: Run) -> None:
+    """新的训练：0 号进程定下起点，传给所有进程。"""
+    if run.ranks.rank == 0 and _worth_counting(run):
+        _warm_start(run)
+    if run.ranks.world_size > 1:
+        weights = run.model.state_dict() if run.ranks.rank == 0 else None
+        run.model.load_state_dict(run.ranks.share(weights, source=0))
+
+
+def _worth_counting(run: Run) -> bool:
+    """词嵌入要不要由统计算出；诗太少时互信息不可靠，随机的起点最后更好。"""
+    init = run.settings.init
+    enough = int(run.corpus.trained.sum()) >= warmstart.ENOUGH
+    return init == "data" or (init == "auto" and enough)
+
+
+def _warm_start(run: Run) -> None:
+    """词嵌入与末归一化的起点；用的时间算在训练里。"""
+    began = time.perf_counter()
+    config = run.model.config
+    table, weight = warmstart.embedding(
+        *run.corpus.data.stream("train"), config.vocab_size, config.dim, run.settings.seed
+    )
+    if table is not None:
+        run.model.embed.weight.data.copy_(table)
+        run.model.norm.weight.data.copy_(weight)
+    hardware.give_back_memory()
+    run.warm_seconds = run.position.seconds = time.perf_counter() - began
+
+
+# ── 编译 ──────────────────────────────────────────────────────────────
+
+
+def compile_model(run: Run, schedule: Schedule) -> None:
+    """定下编译不编译；编译后的名字不进权重。"""
+    machine, model = run.machine, run.model
+    machine.compiled, machine.compile_reason = hardware.pick_compile(
+        run.settings.compile,
+        machine.device,
+        schedule.is_long(model.flops_per_token(), machine.device.type),
+    )
+    if machine.compiled:
+        model.configure(compiled=True)
+        _try_compile(run)
+
+
+def _try_compile(run: Run) -> None:
+    """先编译一次；auto 时失败就退回普通执行。"""
+    batch = run.corpus.batch(run.settings.micro_batches(run.position.update)[0])
+    try:
+        for part in batch.parts(run.gradients.split):
+            run.gradients.backward(part, 1.0, seed=0)
+    except Exception as error:
+        if run.settings.compile == "on" or is_out_of_memory(error):
+            raise
+        run.model.configure(compiled=False)
+        run.machine.compiled = False
+        run.machine.compile_reason = f"编译失败：{type(error).__name__}"
+    run.gradients.clear()

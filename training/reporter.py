@@ -1,0 +1,133 @@
+"""给人看的：开场的几行、进度条上的字、预计何时训练完、结尾的话。"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from support import artefacts, console, hardware
+from training import memory
+from training.run import Run
+
+
+class Reporter:
+    """一次训练的解说；peak：矩阵乘的峰值（FLOP/s），算 MFU 的分母。"""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.peak = math.inf
+        self._began = 0.0
+        self._first = run.position.update
+        self._foretold = False
+
+    def announce(self) -> dict:
+        """开场的几行：参数、数据、计划、设备；返回 run_info.json 的内容。只有写文件的进程做。"""
+        run, s = self.run, self.run.settings
+        self.peak = hardware.measure_peak(run.machine.device, run.machine.dtype)
+        memory_bytes = self._predicted_memory()
+        print("\n".join(self._opening(memory_bytes)))
+        return {
+            "train_iter": s.train_iter,
+            "updates": s.updates,
+            "started": time.time(),
+            "parameters": _parameters(run),
+            "device": str(run.machine.device),
+            "dtype": run.machine.dtype_name,
+            "world": run.ranks.world_size,
+            "memory_mb": memory_bytes >> 20,
+        }
+
+    def _opening(self, memory_bytes: int) -> list:
+        run, s = self.run, self.run.settings
+        corpus, machine = run.corpus, run.machine
+        lines = [
+            f"模型：{_parameters(run) / 1e6:.1f} M 参数（{s.gpt_blocks} 层 × {s.gpt_dim} 维，"
+            f"词表 {run.model.config.vocab_size}）",
+            f"数据：{len(corpus.lengths)} 个文档，{int(corpus.lengths.sum()) / 1e6:.2f} M token；"
+            f"验证 {len(corpus.validation())} 首"
+            + ("（就是训练诗）" if corpus.data.val_is_train else ""),
+            f"计划：{s.train_iter} 次迭代 = {s.updates} 次更新，"
+            f"约 {s.train_iter / corpus.plan.per_epoch:.1f} 遍数据；"
+            f"每次更新至多 {s.budget * s.accum_steps} 个 token",
+            f"设备：{machine.device} × {run.ranks.world_size}，{machine.dtype_name}，"
+            f"{'编译' if machine.compiled else '不编译'}（{machine.compile_reason}），"
+            f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
+            f"预计峰值内存：{memory.pretty(memory_bytes)}（不含 CUDA 上下文与碎片）",
+        ]
+        if run.warm_seconds:
+            lines.append(f"起点：词嵌入由训练集的相邻词统计算出（{run.warm_seconds:.1f} 秒）")
+        if run.resumed:
+            lines.append(f"续训：从第 {run.position.update} 次更新接着来")
+            lines += [f"  改了配置 {change}" for change in run.taken_over]
+        return lines
+
+    def _predicted_memory(self) -> int:
+        """一次更新的峰值内存（字节）；短的训练用公式，免得多等两秒。"""
+        run, s = self.run, self.run.settings
+        return memory.predict_peak(
+            run.model.config,
+            -(-s.batch_size // run.gradients.split),
+            s.max_seq_len,
+            dtype=run.machine.dtype_name,
+            optimizer=s.optimizer,
+            grad_checkpoint=s.grad_checkpoint == "on",
+            compiled=run.machine.compiled,
+            device=run.machine.device.type,
+            quick=s.train_iter < 200,
+        )
+
+    def start(self) -> None:
+        """打开进度条，开始计时。"""
+        s = self.run.settings
+        self.run.voice.open_bar(s.train_iter, "次", done=s.iteration(self.run.position.update))
+        self._began = time.perf_counter()
+
+    def show(self, row: dict) -> None:
+        """把 train_log.csv 的一行写在进度条后面。"""
+        run = self.run
+        speed, best = float(row["tokens_per_s"]), run.position.best.val_bpc
+        mfu = run.model.flops_per_token() * speed / self.peak / run.ranks.world_size
+        shown = f"{best:.3f}" if math.isfinite(best) else "—"
+        run.voice.show(
+            row["iter"],
+            f"损失 {float(row['loss']):.3f} 验证 {shown} 学习率 {row['lr']} "
+            f"{speed:.0f} token/s MFU {mfu:.2f} "
+            f"第 {1 + row['iter'] // run.corpus.plan.per_epoch} 遍",
+        )
+
+    def foretell(self) -> None:
+        """训练满一分钟时，说一次预计什么时候结束。"""
+        seconds, done = time.perf_counter() - self._began, self.run.position.update
+        if self._foretold or seconds < 60 or done == self._first:
+            return
+        self._foretold = True
+        left = seconds / (done - self._first) * max(0, self.run.settings.updates - done)
+        end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
+        self.run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} 训练完。")
+
+    def finished(self) -> None:
+        run, here = self.run, self.run.position
+        run.voice.say(
+            f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
+            f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
+            f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
+            "python evaluate.py 评测" + run.ranks.report()
+        )
+
+    def interrupted(self) -> None:
+        self.run.voice.say(
+            f"已停下。第 {self.run.position.update} 次更新以前的都已保存在 "
+            f"{artefacts.CHECKPOINT}，没做完的那次更新已丢弃。\n接着训练：重新运行同一条命令。"
+        )
+
+    def already_done(self) -> None:
+        run, here = self.run, self.run.position
+        run.voice.say(
+            f"这次训练已经完成（{here.update} 次更新，最佳 {here.best.val_bpc:.3f} 比特/字）。\n"
+            f"要延长：加大 TRAIN_ITER，例如 --TRAIN_ITER={run.settings.train_iter * 2}；"
+            "要重新开始：--RESUME=off"
+        )
+
+
+def _parameters(run: Run) -> int:
+    return sum(param.numel() for param in run.model.parameters())

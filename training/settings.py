@@ -1,0 +1,89 @@
+"""一次训练的配置：读一次，此后不变。"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """训练要用的配置；字段就是 config.py 里小写的名字。"""
+
+    work_dir: str
+    max_seq_len: int
+    gpt_dim: int
+    gpt_head: int
+    gpt_ff: int
+    gpt_blocks: int
+    rope_theta: float
+    dropout: float
+    seed: int
+    train_iter: int
+    batch_size: int
+    accum_steps: int
+    learning_rate: float
+    muon_lr: float
+    warmup_steps: int
+    decay_share: float
+    optimizer: str
+    weight_decay: float
+    grad_clip: float
+    save_every: int
+    eval_every: int
+    sample_every: int
+    early_stop: int
+    max_bad_steps: int
+    grad_checkpoint: str
+    init: str
+    resume: str
+    device: str
+    dtype: str
+    compile: str
+    dist_timeout: float
+    temperature: float
+    top_k: int
+    repetition_penalty: float
+    max_new_tokens: int
+
+    @classmethod
+    def pick(cls, values: dict) -> Settings:
+        """从 config.values() 里挑出需要的。"""
+        return cls(**{field.name: values[field.name.upper()] for field in fields(cls)})
+
+    @classmethod
+    def names(cls) -> list:
+        """这些配置在 config.py 里的名字。"""
+        return [field.name.upper() for field in fields(cls)]
+
+    @property
+    def budget(self) -> int:
+        """一个微批次的 token 数上限。"""
+        return self.batch_size * self.max_seq_len
+
+    @property
+    def updates(self) -> int:
+        """全程的更新次数。"""
+        return -(-self.train_iter // self.accum_steps)
+
+    def iteration(self, update: int) -> int:
+        """做完 update 次更新时，是第几次迭代。"""
+        return min(update * self.accum_steps, self.train_iter)
+
+    def micro_batches(self, update: int) -> range:
+        """第 update 次更新（从 0 数）的微批次编号；最后一次可能不足 ACCUM_STEPS 个。"""
+        return range(update * self.accum_steps, self.iteration(update + 1))
+
+
+# 续训时必须相同的配置；其余的改了就照新的来，并说出来
+FIXED = (
+    "gpt_dim",
+    "gpt_head",
+    "gpt_ff",
+    "gpt_blocks",
+    "max_seq_len",
+    "rope_theta",
+    "seed",
+    "optimizer",
+    "batch_size",
+    "accum_steps",
+)
