@@ -121,14 +121,17 @@ def random_model(device):
 
 def our_runner(model, device, half: bool = False):
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
-    from writing import engine, sample
+    from poems.options import Options
+    from writing.poet import Poet
+    from writing.request import Request
 
-    poet = engine.Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
+    poet = Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
     prompt = list(range(100, 100 + PROMPT_TOKENS))
 
     def run(rows, count):
-        options = sample.Options(max_new_tokens=count, min_new_tokens=count, seed=1)
-        request = engine.Request(prompt, [], prompt, options, {}, [])
+        extent = {"max_new_tokens": count, "min_new_tokens": count, "seed": 1}
+        options = Options(**{**config.sampling(), **extent})
+        request = Request(prompt, [], prompt, options, {}, [])
         written = [0] * rows
         for index, text, _ in poet.poems(request, rows, scored=False):
             written[index] += len(text)

@@ -11,6 +11,8 @@ import os
 import re
 import sys
 
+from poems import options
+
 # ── 文件 ──────────────────────────────────────────────────────────────
 WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
 RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .jsonl .txt）
@@ -98,7 +100,6 @@ _CHOICES = {
     "DEVICE": ("auto", "cpu", "cuda", "mps"),
     "DTYPE": ("auto", "fp32", "bf16", "fp16"),
     "COMPILE": ("auto", "on", "off"),
-    "CONTEXT": ("stop", "slide"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
 # 名字: (下限, 上限, 下限本身是否允许)
@@ -131,17 +132,20 @@ _RANGES = {
     "EARLY_STOP": (0, 1 << 40, True),
     "MAX_BAD_STEPS": (1, 1 << 40, True),
     "DIST_TIMEOUT": (0.0, 1e6, False),
-    "TEMPERATURE": (0.0, 10.0, True),
-    "TOP_K": (0, 1 << 24, True),
-    "TOP_P": (0.0, 1.0, False),
-    "MIN_P": (0.0, 1.0, True),
-    "REPETITION_PENALTY": (0.1, 10.0, True),
-    "NO_REPEAT_NGRAM": (0, 1 << 16, True),
-    "MAX_NEW_TOKENS": (1, 1 << 20, True),
     "PORT": (1, 65535, True),
     "MAX_CONCURRENT": (1, 1 << 16, True),
     "SECONDS": (0.0, math.inf, False),
 }
+# 抽样选项的范围由 poems/options.py 的表来
+_SAMPLING = [option for option in options.SAMPLING if option.setting]
+_CHOICES.update({option.setting: option.choices for option in _SAMPLING if option.choices})
+_RANGES.update(
+    {
+        option.setting: (option.kind(option.low), option.kind(option.high), not option.open_low)
+        for option in _SAMPLING
+        if not option.choices
+    }
+)
 
 
 def names() -> list:
@@ -156,16 +160,7 @@ def values() -> dict:
 
 def sampling() -> dict:
     """此刻的抽样选项：chat() 的参数名 → 值。"""
-    return {
-        "temperature": TEMPERATURE,
-        "top_k": TOP_K,
-        "top_p": TOP_P,
-        "min_p": MIN_P,
-        "repetition_penalty": REPETITION_PENALTY,
-        "no_repeat_ngram": NO_REPEAT_NGRAM,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "context": CONTEXT,
-    }
+    return {option.name: globals()[option.setting] for option in _SAMPLING}
 
 
 _given = set()

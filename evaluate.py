@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import warnings
@@ -22,7 +23,8 @@ from poems import chat_format, collection, wording
 from support import console, files, hardware
 from support.console import UserError
 from training import validation
-from writing import engine, originality
+from writing import originality
+from writing.poet import Poet
 
 SAMPLES = 32  # 写几首来看
 ROWS = 8  # 同时写几首
@@ -103,24 +105,15 @@ def _array(numbers):
 # ── 写出来的诗 ────────────────────────────────────────────────────────
 
 
-def write_poems(poet, titles: list, seed: int, **options) -> tuple:
+def write_poems(poet: Poet, titles: list, seed: int, **options: object) -> tuple:
     """每个题目写一首：(文字的列表, 自己收尾的首数)；太长的题目跳过。"""
-    texts, ended = [], 0
-    for first in range(0, len(titles), ROWS):
-        session, rows = engine.Session(poet, ROWS), []
-        for number, title in enumerate(titles[first : first + ROWS], first):
-            try:
-                request = poet.request(title, **options)
-            except UserError:
-                continue
-            row = engine.Row(poet, request, seed + number)
-            session.start([row])
-            rows.append(row)
-        while session.step():
-            pass
-        texts += [row.take() for row in rows]
-        ended += sum(row.finish_reason == "stop" for row in rows)
-    return texts, ended
+    wanted = []
+    for number, title in enumerate(titles, seed):
+        with contextlib.suppress(UserError):
+            wanted.append(poet.request(title, seed=number, **options))
+    written = poet.write_all(wanted, ROWS)
+    ended = sum(each.finish_reason == "stop" for each in written)
+    return [each.text for each in written], ended
 
 
 def shape_of(texts: list) -> dict:
@@ -139,7 +132,7 @@ def shape_of(texts: list) -> dict:
     }
 
 
-def _distinct(texts, size):
+def _distinct(texts: list, size: int) -> float:
     """不同的字（或相邻字对）占全部的比例，逐首平均。"""
     shares = []
     for text in texts:
@@ -150,7 +143,7 @@ def _distinct(texts, size):
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def _deviation(values):
+def _deviation(values: list) -> float:
     if not values:
         return 0.0
     mean = sum(values) / len(values)
@@ -184,7 +177,7 @@ def evaluate(path, poems: list, *, device, dtype, index, seed, options: dict) ->
     state = checkpoint.load(path)
     model, tok = checkpoint.rebuild(state, device)
     result = {"checkpoint": str(path), **score(model, tok, poems, device, dtype)}
-    poet = engine.Poet(model, tok, state["prompt_kinds"], path)
+    poet = Poet(model, tok, state["prompt_kinds"], path)
     every = max(1, len(poems) // SAMPLES)
     titles = [poem["title"] for poem in poems[::every] if poem["title"].strip()][:SAMPLES]
     texts, ended = write_poems(poet, titles, seed, **options)
@@ -218,20 +211,12 @@ def table(results: list, real: dict) -> str:
     for key, name, form in _ROWS:
         cells = [_cell(result.get(key), form) for result in (*results, real)]
         rows.append([name, *cells])
-    widths = [max(map(_width, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths)).rstrip()
-        for row in rows
-    )
+    widths = [max(map(console.width, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(console.pad, row, widths)).rstrip() for row in rows)
 
 
-def _cell(value, form):
+def _cell(value: float | None, form: str) -> str:
     return "—" if value is None else form.format(value)
-
-
-def _width(text):
-    """在终端里占几格：汉字两格。"""
-    return sum(2 if ord(char) > 0x2E7F else 1 for char in text)
 
 
 def main() -> None:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 
 import config
+from poems import options
+from poems.options import Option
 from support import console
 from support.console import UserError
 
+if TYPE_CHECKING:
+    from writing.originality import CopyIndex
+    from writing.poet import Poet
+    from writing.session import Row
 
-def __getattr__(name):
-    """Poet、Engine 在 engine.py 里；用到时才导入它（和 PyTorch）。"""
+
+def __getattr__(name: str) -> type:
+    """Poet、Engine 在 writing/ 里；用到时才导入它（和 PyTorch）。"""
     if name in ("Poet", "Engine"):
         from writing import engine
 
@@ -32,44 +40,24 @@ class Poem(str):
 # ── 接口 ──────────────────────────────────────────────────────────────
 
 
+@options.documented
 def chat(
-    question=None,
+    question: str | None = None,
     *,
-    temperature=None,
-    top_k=None,
-    top_p=None,
-    min_p=None,
-    repetition_penalty=None,
-    no_repeat_ngram=None,
-    seed=None,
-    max_new_tokens=None,
-    min_new_tokens=None,
-    context=None,
-    author=None,
-    lines=None,
-    length=None,
-    first_line=None,
-    acrostic=None,
-    rhyme=None,
-    n=1,
-    check_copy=False,
-    checkpoint=None,
-):
-    """写一首诗；没给的选项用 config.py 里此刻的值。
+    n: int = 1,
+    check_copy: bool = False,
+    checkpoint: str | None = None,
+    **given: object,
+) -> str | list:
+    """写一首诗；没给的选项用 config.py 里此刻的值。总会写出点什么，不会是空的。
 
-    question: 题目，或“写一首……的诗”。temperature 0 = 每步取最大；seed 同则诗同。
-    author 作者风格；lines 行数；length 大约字数；first_line 第一行；
-    acrostic 藏头（每行的第一个字）；rhyme 押韵（True、一个字或韵部名）。
-    n > 1 时返回列表，最好的在前。
+    question: 题目，或“写一首……的诗”；n > 1 时返回列表，最好的在前。
     check_copy=True 时返回 Poem，它的 .copied 说明与训练诗最长的相同片段。
-    没有模型、选项越界、问题太长等抛出 UserError。
+    没有模型、选项不认识或越界、问题太长等抛出 UserError。
     """
-    given = dict(locals())
-    for name in ("question", "n", "check_copy", "checkpoint"):
-        del given[name]
-    options = _gather(given)
+    given = _gather(given)
     poet = _poet(checkpoint)
-    request, n = _request(poet, question, options, n)
+    request, n = _request(poet, question, given, n)
     copies = _copy_index(check_copy)
     texts, rows = [""] * n, [None] * n
     for index, text, row in poet.poems(request, n):
@@ -82,48 +70,46 @@ def chat(
     return poems if n > 1 else poems[0]
 
 
-def chat_stream(question=None, *, checkpoint=None, **options):
+@options.documented
+def chat_stream(
+    question: str | None = None, *, checkpoint: str | None = None, **given: object
+) -> Iterator[str]:
     """同 chat()，边写边给：逐段给出完整的字，连起来就是 chat() 的结果。不支持 n 与 check_copy。"""
-    options = _gather(options)
+    given = _gather(given)
     poet = _poet(checkpoint)
-    request, _ = _request(poet, question, options, 1)
-    return (text for _, text, _ in poet.poems(request) if text)
+    request, _ = _request(poet, question, given, 1)
+    return (piece.text for piece in poet.poems(request) if piece.text)
 
 
-def _gather(given):
+def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
-    options = dict(given)
-    for name, value in config.sampling().items():
-        if options.get(name) is None:
-            options[name] = value
-    return options
+    options.check_names(given)
+    return {**config.sampling(), **{k: value for k, value in given.items() if value is not None}}
 
 
-def _poet(checkpoint=None):
-    from writing import engine
+def _poet(checkpoint: str | None = None) -> Poet:
+    from writing.poet import Poet
 
     given = config.CHECKPOINT if checkpoint is None else str(checkpoint)
-    return engine.Poet.load(given, config.WORK_DIR, config.DEVICE, config.DTYPE)
+    return Poet.load(given, config.WORK_DIR, config.DEVICE, config.DTYPE)
 
 
-def _request(poet, question, options, n):
-    from writing import engine
-
-    n = engine.check_value("n", n)
-    request = poet.request(question, **options)
+def _request(poet: Poet, question: str | None, given: dict, n: int) -> tuple:
+    n = options.check("n", n)
+    request = poet.request(question, **given)
     for text in request.warnings:
         warnings.warn(text, stacklevel=3)
     return request, n
 
 
-def _quality(text, row):
+def _quality(text: str, row: Row) -> float:
     """候选的好坏：平均每个 token 的对数概率，重复的行扣分。"""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     repeated = 1 - len(set(lines)) / len(lines) if lines else 1.0
     return row.score / max(1, len(row.tokens) - row.given) - 3.0 * repeated
 
 
-def _copy_index(wanted):
+def _copy_index(wanted: bool) -> CopyIndex | None:
     if not wanted:
         return None
     from writing import originality
@@ -131,7 +117,7 @@ def _copy_index(wanted):
     return originality.load(config.WORK_DIR)
 
 
-def _with_copy(text, copies):
+def _with_copy(text: str, copies: CopyIndex) -> Poem:
     poem = Poem(text)
     poem.copied = copies.longest_copy(text)
     return poem
@@ -139,24 +125,7 @@ def _with_copy(text, copies):
 
 # ── 对话 ──────────────────────────────────────────────────────────────
 
-# 命令: (选项, 类型, 说明)
-COMMANDS = {
-    "温度": ("temperature", float, "越高越奔放，0 = 每次都一样"),
-    "前k": ("top_k", int, "只从最可能的 k 个里选，0 = 不限"),
-    "前p": ("top_p", float, "只从累计概率 p 以内选，1 = 不限"),
-    "最小p": ("min_p", float, "不选比最大概率低太多的，0 = 不限"),
-    "重复惩罚": ("repetition_penalty", float, "1 = 不惩罚"),
-    "种子": ("seed", int, "同一个种子写同一首诗"),
-    "长度": ("max_new_tokens", int, "最多写多少 token"),
-    "作者": ("author", str, "仿照谁的风格"),
-    "行数": ("lines", int, "写几行"),
-    "字数": ("length", int, "大约多少字"),
-    "首行": ("first_line", str, "第一行"),
-    "藏头": ("acrostic", str, "每行的第一个字"),
-    "押韵": ("rhyme", str, "一个字、韵部名，或 是"),
-    "几首": ("n", int, "一次写几首，最好的在前"),
-    "查抄": ("check_copy", str, "是 = 写完查一查和训练诗像不像"),
-}
+COMMANDS = {option.label: option for option in options.TABLE}
 _OFF = ("", "无", "关", "否", "off", "默认")
 _ON = ("是", "开", "on")
 
@@ -164,7 +133,7 @@ _ON = ("是", "开", "on")
 class Repl:
     """一次对话的状态：选项与问过的问题。ask() 读一行，say() 写文字。"""
 
-    def __init__(self, ask=input, say=None) -> None:
+    def __init__(self, ask: Callable = input, say: Callable[[str], None] | None = None) -> None:
         self.ask = ask
         self.say = say or _say
         self.options = {}
@@ -204,7 +173,7 @@ class Repl:
         """处理一行：命令或问题。"""
         if line.startswith(("/", "／")):
             self.command(line[1:].strip())
-        elif line or any(self.options.get(name) for name in _CONTROLS):
+        elif line or any(self.options.get(option.name) for option in options.CONTROLS):
             self.history.append(line)
             self.answer(line)
 
@@ -234,38 +203,41 @@ class Repl:
 
     def set(self, name: str, value: str) -> None:
         """改一个选项；空值恢复默认。"""
-        by_option = {option: key for key, (option, _, _) in COMMANDS.items()}
-        name = by_option.get(name, name.replace("K", "k").replace("P", "p"))
+        if name in options.BY_NAME:
+            name = options.BY_NAME[name].label
+        name = name.replace("K", "k").replace("P", "p")
         if name not in COMMANDS:
             raise UserError(f"没有 /{name} 这个命令；输入 /帮助 看全部命令")
-        option, kind, _ = COMMANDS[name]
+        option = COMMANDS[name]
         if value.lower() in _OFF:
-            self.options.pop(option, None)
+            self.options.pop(option.name, None)
             self.say(f"{name}：默认\n")
             return
-        self.options[option] = _convert(name, option, kind, value)
+        self.options[option.name] = _convert(option, value)
         self.say(f"{name}：{value}\n")
 
     def settings(self) -> str:
         """现在的全部选项。"""
         rows = []
-        for name, (option, _, _) in COMMANDS.items():
-            shown = self.options.get(option)
-            if shown is None:
-                shown = f"{getattr(config, option.upper(), '无')}（默认）"
+        for name, option in COMMANDS.items():
+            if option.name in self.options:
+                shown = _shown(self.options[option.name])
+            else:
+                default = getattr(config, option.setting) if option.setting else option.neutral
+                shown = f"{_shown(default)}（默认）"
             rows.append(f"/{name}  {shown}\n")
         return "".join(rows)
 
     def answer(self, question: str) -> None:
         """写诗；只写一首时边写边给。"""
-        options = dict(self.options)
-        n, check_copy = options.pop("n", 1), options.pop("check_copy", False)
+        given = dict(self.options)
+        n, check_copy = given.pop("n", 1), given.pop("check_copy", False)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if n == 1:
-                pieces = chat_stream(question or None, **options)
+                pieces = chat_stream(question or None, **given)
             else:
-                poems = chat(question or None, n=n, **options)
+                poems = chat(question or None, n=n, **given)
         for item in caught:
             self.say(f"（注意：{item.message}）\n")
         if n == 1:
@@ -276,7 +248,7 @@ class Repl:
         if check_copy:
             self._report_copies(poems)
 
-    def _stream(self, pieces):
+    def _stream(self, pieces: Iterable[str]) -> str:
         self.say("回答：")
         written = []
         try:
@@ -288,52 +260,55 @@ class Repl:
         self.say("\n")
         return "".join(written)
 
-    def _report_copies(self, poems):
+    def _report_copies(self, poems: list) -> None:
         copies = _copy_index(True)
         for poem in poems:
             self.say(f"（{copies.longest_copy(poem).describe()}）\n")
 
 
-_CONTROLS = ("author", "lines", "length", "first_line", "acrostic", "rhyme")
-
-
-def _convert(name, option, kind, value):
-    if option in ("rhyme", "check_copy") and value in _ON:
-        return True
-    if option == "check_copy":
-        raise UserError("/查抄 后面写 是 或 否")
-    if option == "rhyme":
+def _convert(option: Option, value: str) -> object:
+    """命令后面的文字 → 选项的值。"""
+    if option.kind is bool or option.switch:
+        if value in _ON:
+            return True
+        if option.kind is bool:
+            raise UserError(f"/{option.label} 后面写 是 或 否")
+    if option.name == "rhyme":
         from writing import rhyme
 
         rhyme.target(value)
-    if kind is str:
-        return value
+    if option.kind is str:
+        return options.check(option.name, value)
     try:
-        number = kind(value)
+        number = option.kind(value)
     except ValueError:
-        want = "整数" if kind is int else "数"
-        raise UserError(f"/{name} 后面应当是{want}，收到的是 {value!r}") from None
-    from writing import engine
+        want = "整数" if option.kind is int else "数"
+        raise UserError(f"/{option.label} 后面应当是{want}，收到的是 {value!r}") from None
+    return options.check(option.name, number)
 
-    return engine.check_value(option, number)
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "无"
+    return ("否", "是")[value] if isinstance(value, bool) else str(value)
 
 
 def help_text() -> str:
     """全部命令的说明。"""
     rows = ["直接输入题目，或“写一首……的诗”。命令（后面不写值就恢复默认）：\n"]
-    rows += [f"  /{name} 值    {note}\n" for name, (_, _, note) in COMMANDS.items()]
+    rows += [f"  /{name} 值    {option.note}\n" for name, option in COMMANDS.items()]
     rows.append("  /重来  /选项  /历史  /清空  /帮助    exit 退出；写的时候 Ctrl-C 停下这一首\n")
     return "".join(rows)
 
 
-def _say(text):
+def _say(text: str) -> None:
     """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 
-def _ask(prompt):
+def _ask(prompt: str) -> str:
     _say(prompt)
     line = sys.stdin.readline()
     if not line:
@@ -341,7 +316,7 @@ def _ask(prompt):
     return line.rstrip("\n")
 
 
-def _enable_history():
+def _enable_history() -> None:
     """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
     if sys.stdin is not None and sys.stdin.isatty():
         try:

@@ -40,7 +40,7 @@ PRESET = {  # 两核 CPU 上约两三分钟的小模型
     "SAMPLE_EVERY": 100,
     "COMPILE": "off",
 }
-SAMPLING = {"temperature": 0.7, "repetition_penalty": 1.15, "max_new_tokens": 240}
+SAMPLING = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.15, "max_new_tokens": 240}
 STEPS = (
     ("清洗诗歌", "data_clean.py", "all_poems.json"),
     ("训练分词器", "hug_face_tokenizer.py", "tokenizer_hug.json"),
@@ -85,7 +85,7 @@ def validation_at_start() -> float:
 def write_poem() -> tuple:
     """(诗, 是否自己收尾)：写几首，取第一首自己收尾、有几行、又不照抄提示的一首。"""
     import config
-    from writing.engine import Poet
+    from writing.poet import Poet
 
     config.load(__doc__, argv=overrides())
     poet = Poet.load(work_dir=str(OUT), device="cpu")

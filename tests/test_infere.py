@@ -17,9 +17,9 @@ import infere
 from kernels.products import half_problem
 from poems import chat_format, wording
 from support.console import UserError
-from tests import tiny_model
+from tests import plain_generate, tiny_model
 from tests.conftest import ROOT
-from writing import engine, sample
+from writing import engine
 from writing.decoder import Decoder
 
 
@@ -89,9 +89,13 @@ def test_half_precision_weights_stay_close(poet):
 def test_greedy_equals_full_forward(poet, question):
     ids = chat_format.render(poet.tok, question)
     expected = list(ids)
+    stops = [poet.tok.end_id, poet.tok.pad_id]
     for _ in range(60):
-        token = int(full_forward(poet, expected).argmax())
-        if token in (poet.tok.end_id, poet.tok.pad_id):
+        logits = full_forward(poet, expected)
+        if not poet.tok.decode(expected[len(ids) :]).replace("\ufffd", "").strip():
+            logits[[*stops, *poet.vocabulary.newlines()]] = -torch.inf  # 不许交白卷
+        token = int(logits.argmax())
+        if token in stops:
             break
         expected.append(token)
     text = poet.tok.decode(expected[len(ids) :]).replace("\ufffd", "").strip()
@@ -108,21 +112,22 @@ def test_greedy_equals_full_forward(poet, question):
     ],
 )
 def test_engine_equals_the_plain_generator(poet, given):
-    """逐步解码的整条路径，与只用模型前向的写法逐 token 相同。"""
-    request = poet.request("春天的花", **{"max_new_tokens": 40, **given})
+    """逐步解码的整条路径，与每步都从头前向的写法逐 token 相同。"""
+    wanted = {**config.sampling(), "max_new_tokens": 40, **given}
+    request = poet.request("春天的花", **wanted)
     row = [row for _, _, row in poet.poems(request)][-1]
-    expected = sample.generate(
-        poet.model, request.prompt, request.options, poet.tok, tuple(request.seen)
+    expected = plain_generate.generate(
+        poet.model, poet.tok, request.prompt, request.options, request.seen
     )
-    assert [token for token in row.tokens if token not in row.stops] == list(expected)
+    assert [token for token in row.tokens if token not in row.stops] == expected
 
 
 def test_marks_and_line_breaks_are_not_penalised(poet):
-    row = engine.Row(poet, poet.request("春"), 1)
+    row = poet.row(poet.request("春"), 1)
     comma, line_feed = poet.tok.encode("，")[-1], poet.tok.encode("\n")[0]
     assert not row.counts(line_feed) and not row.counts(poet.tok.end_id)
     assert row.counts(poet.tok.encode("花")[0])
-    asked = engine.Row(poet, poet.request("春", penalize_marks=True), 1)
+    asked = poet.row(poet.request("春", penalize_marks=True), 1)
     assert asked.counts(line_feed) and asked.counts(comma)
 
 
@@ -338,8 +343,11 @@ def test_damaged_model(tmp_path, monkeypatch):
         infere.chat("春天")
 
 
-def test_surrogates_in_the_question(poet):
-    assert isinstance(infere.chat("春\ud800天", seed=1, max_new_tokens=5), str)
+@pytest.mark.parametrize("name", ["author", "first_line", "acrostic", "rhyme"])
+def test_lone_surrogates_are_refused(poet, name):
+    for question, options in (("春\ud800天", {}), ("春", {name: "\udc8d"})):
+        with pytest.raises(UserError, match="代理字符"):
+            infere.chat(question, **options)
 
 
 # ── 载入 ──────────────────────────────────────────────────────────────
@@ -384,7 +392,7 @@ REQUESTS = [
 def test_engine_equals_chat(poet):
     machine = infere.Engine(poet, max_rows=3)
     try:
-        options = {"max_new_tokens": 60}
+        options = config.sampling()
         handles = [machine.submit(text, **{**options, **given}) for text, given in REQUESTS]
         results, threads = {}, []
         for index, handle in enumerate(handles):
@@ -407,7 +415,7 @@ def test_engine_equals_chat(poet):
 
 def test_engine_cancels_and_goes_on(poet):
     machine = infere.Engine(poet, max_rows=2)
-    long = {"max_new_tokens": 110, "min_new_tokens": 110, "seed": 1}
+    long = {**config.sampling(), "max_new_tokens": 110, "min_new_tokens": 110, "seed": 1}
     handles = [machine.submit("春天", **long) for _ in range(3)]
     handles[0].cancel()
     handles[2].cancel()

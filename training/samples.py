@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.run import Run
-from writing import engine
+from writing.poet import Poet
 
 QUESTION = "一只鸟在想方向"
 
@@ -13,7 +13,7 @@ def poem(run: Run, question: str, seed: int) -> str:
     s = run.settings
     run.model.eval()
     try:
-        poet = engine.Poet(run.model, run.corpus.tokenizer)
+        poet = Poet(run.model, run.corpus.tokenizer)
         request = poet.request(
             question,
             temperature=s.temperature,

@@ -70,13 +70,14 @@ class Web:
         return _answer(chat_api.model_card(self.service.created))
 
     async def info(self, request: Request) -> Response:
-        """页面要知道的：模型可用吗、默认值、训练过哪些提示词。"""
+        """页面要知道的：模型可用吗、有哪些选项、默认值、训练过哪些提示词。"""
         try:
             kinds = getattr(await self.service.engine(), "prompt_kinds", None)
             shown = {"ready": True, "kinds": kinds and list(kinds)}
         except ApiError:
             shown = {"ready": False, "kinds": None}
         shown.update(model=chat_api.MODEL_ID, defaults=self.service.defaults)
+        shown.update(options=chat_api.page_options())
         return _answer(shown)
 
     async def training(self, request: Request) -> Response:

@@ -10,9 +10,12 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
+from poems import options
+from poems.options import Option
+from writing import rhyme
+
 MODEL_ID = "base-gpt-modern-poem"
 MAX_QUESTION = 8000  # 题目最多多少字；再长的请求不必交给分词器
-MAX_CANDIDATES = 8
 MAX_STOPS = 4
 MAX_STOP_CHARS = 64
 
@@ -55,20 +58,6 @@ class Ask:
     include_usage: bool = False
 
 
-# 请求里的名字: (chat() 的选项名, 类型, 下限, 上限)
-_NUMBERS = {
-    "temperature": ("temperature", float, 0.0, 2.0),
-    "top_p": ("top_p", float, 0.0, 1.0),
-    "min_p": ("min_p", float, 0.0, 1.0),
-    "top_k": ("top_k", int, 0, 1 << 20),
-    "repetition_penalty": ("repetition_penalty", float, 0.1, 10.0),
-    "seed": ("seed", int, -(1 << 63), (1 << 64) - 1),
-    "max_tokens": ("max_new_tokens", int, 1, 1 << 31),
-    "max_completion_tokens": ("max_new_tokens", int, 1, 1 << 31),
-    "lines": ("lines", int, 1, 60),
-    "length": ("length", int, 4, 2000),
-}
-_TEXTS = {"author": 40, "first_line": 200, "acrostic": 60}
 # 做不到的参数：给了起作用的值就明说，而不是装作照办
 _UNSUPPORTED = {
     "tools": "工具调用",
@@ -88,7 +77,7 @@ def parse(raw: bytes) -> Ask:
     _check_supported(body)
     ask = Ask(question=last_question(body.get("messages")))
     ask.stream = _flag(body, "stream")
-    ask.n = _number(body, "n", int, 1, MAX_CANDIDATES) or 1
+    ask.n = _number(body, "n", options.BY_NAME["n"]) or 1
     ask.stops = _stops(body.get("stop"))
     stream_options = body.get("stream_options")
     if stream_options is not None:
@@ -147,47 +136,57 @@ def _check_supported(body):
         raise ApiError(400, "只能写成文字", "unsupported_parameter", "response_format")
 
 
-def _options(body):
-    options = {}
-    for name, (option, kind, low, high) in _NUMBERS.items():
-        value = _number(body, name, kind, low, high)
-        if value is not None:
-            options[option] = value
-    for name, limit in _TEXTS.items():
-        text = _text(body, name, limit)
-        if text:
-            options[name] = text
-    rhyme = body.get("rhyme")  # true、一个字或韵部名
-    if rhyme and (rhyme is True or _text(body, "rhyme", 8)):
-        options["rhyme"] = rhyme
-    if "seed" in options:
-        options["seed"] %= 1 << 62
-    if "top_p" in options:  # OpenAI 允许 0：只留概率最大的词
-        options["top_p"] = max(options["top_p"], 1e-6)
-    if "max_new_tokens" in options:
-        options["max_new_tokens"] = min(options["max_new_tokens"], _TOKEN_LIMIT)
-    return options
+def _options(body: dict) -> dict:
+    """表里的抽样选项与控制项，只含给了的；名字按表，也认 OpenAI 的别名。"""
+    given = {}
+    for option in (*options.SAMPLING, *options.CONTROLS):
+        for name in (option.name, *option.aliases):
+            value = _value(body, name, option)
+            if value is not None:
+                given[option.name] = value
+    if "seed" in given:
+        given["seed"] %= 1 << 62
+    if "top_p" in given:  # OpenAI 允许 0：只留概率最大的词
+        given["top_p"] = max(given["top_p"], 1e-6)
+    if "max_new_tokens" in given:
+        given["max_new_tokens"] = min(given["max_new_tokens"], _TOKEN_LIMIT)
+    return given
 
 
-def _number(body, name, kind, low, high):
-    value = body.get(name)
+def _value(body: dict, name: str, option: Option) -> object:
+    """一个选项的值；没有给时为 None。"""
+    if option.kind is bool:
+        return None if body.get(name) is None else _flag(body, name)
+    if option.kind is not str:
+        return _number(body, name, option)
+    if option.switch and isinstance(body.get(name), bool):
+        return body[name] or None
+    text = _text(body, name, option.high)
+    if text and option.choices and text not in option.choices:
+        raise _wrong(name, f"应当是 {' 或 '.join(option.choices)}")
+    return text or None
+
+
+def _number(body: dict, name: str, option: Option) -> float | None:
+    value, kind = body.get(name), option.kind
     if value is None:
         return None
     right = isinstance(value, int) or (kind is float and isinstance(value, float))
     if isinstance(value, bool) or not right:
         raise _wrong(name, "应当是整数" if kind is int else "应当是数")
+    low, high = options.bounds(option)
     if not low <= value <= high:  # NaN 也在这里被挡住
         raise _wrong(name, f"应当在 {low} 与 {high} 之间")
     return kind(value)
 
 
-def _text(body, name, limit):
+def _text(body: dict, name: str, limit: int) -> str:
     value = body.get(name)
     if value is None:
         return ""
     if not isinstance(value, str):
         raise _wrong(name, "应当是字符串")
-    if len(value) > limit:
+    if limit and len(value) > limit:
         raise _wrong(name, f"最多 {limit} 字")
     return value.strip()
 
@@ -225,6 +224,42 @@ def _content(content, name):
 
 def _wrong(name, problem):
     return ApiError(400, f"{name} {problem}", "invalid_value", name)
+
+
+# ── 网页的选项 ────────────────────────────────────────────────────────
+
+_SAFE = (1 << 53) - 1  # JavaScript 能准确表示的最大整数
+
+
+def page_options() -> list:
+    """页面照着画的选项：各是什么、范围、说明，来自 poems/options.py 的表。"""
+    return [_page_option(option) for option in (*options.CONTROLS, *options.SAMPLING)]
+
+
+def _page_option(option: Option) -> dict:
+    shown = {
+        "name": option.name,
+        "label": option.label,
+        "note": option.note,
+        "kind": {float: "number", int: "integer", str: "text", bool: "choice"}[option.kind],
+        "common": option.common,
+        "blank": option.blank,
+        "brief": option.brief or f"{option.label} {{}}",
+        "prompt": option.prompt,
+        "control": option.stage == options.CONTROL,
+        "neutral": option.neutral,
+        "slider": option.slider,
+        "switch": option.switch or ("是" if option.kind is bool else ""),
+    }
+    names = rhyme.NAMES if option.name == "rhyme" else option.choices
+    if names:
+        shown.update(kind="choice", choices=names)
+    elif option.kind is str:
+        shown.update(most=option.high)
+    elif option.kind is not bool:
+        low, high = options.bounds(option)
+        shown.update(low=max(low, option.low), high=min(high, _SAFE))
+    return shown
 
 
 # ── 停止串 ────────────────────────────────────────────────────────────

@@ -1,240 +1,258 @@
-"""诗的控制：在抽样时约束行数、字数、藏头与押韵。
+"""诗的控制：在抽样时约束行数、字数、藏头与押韵；一种控制一个类。
 
-Control 跟着一行走：shape() 在抽样前改对数几率，accept() 在抽样后看 token，决定是否收尾；
-押韵在行末才知道要不要改，所以把行末那个字退回重抽，退回之前的文字先不给人看。
+每一步抽样前问 before()：这一步只许哪些 token、不许哪些；接上一个 token 后问 after()：诗是否到此
+为止、要不要退回几个 token 另放几个、前多少个 token 不会再改。控制只读 Verse，改动由 Row 去做。
+新的控制：写一个类，放进 KINDS，再在 poems/options.py 的表里添一行。
 """
 
 from __future__ import annotations
 
+from typing import Callable, NamedTuple, Sequence
+
 import torch
 
-from writing import rhyme as rhymes
-from writing import sample
+from writing import rhyme, sample
+from writing.verse import Verse
+from writing.vocabulary import Vocabulary
 
 LINE_TOKENS = 48  # 受约束的一行至多这么多 token
 MIN_LINE = 6  # 一行至少要留的 token 数：一个字至多 4 个，换行 1 个
 MIN_RHYME = 1e-8  # 押韵的候选合起来至少要有这么多概率，否则这一行就不押
 
 
-class Vocabulary:
-    """词表里与控制有关的事实，按需计算，一个模型一份。"""
+class Limits(NamedTuple):
+    """下一个 token 的限制；allow 不为空时只看它。"""
 
-    def __init__(self, tok) -> None:
-        self.tok = tok
-        self.stops = (tok.end_id, tok.pad_id)
-        self._marks = {}
-        self._bytes = None
-        self._newlines = self._line_feed = None
-        self._starts, self._groups = {}, {}
+    allow: Sequence[int] | None = None
+    ban: Sequence[int] = ()
 
-    def is_mark(self, token: int) -> bool:
-        """只有标点、符号与空白的 token（重复惩罚略过它们）；不成整字的不算。"""
-        if token not in self._marks:
-            self._marks[token] = sample.is_mark(self.tok.token_bytes(token))
-        return self._marks[token]
 
-    def bytes(self) -> list:
-        """编号 → 字节。"""
-        if self._bytes is None:
-            self._bytes = [self.tok.token_bytes(token) for token in range(self.tok.vocab_size)]
-        return self._bytes
+class Decision(NamedTuple):
+    """接上一个 token 之后怎么办。"""
 
-    def newlines(self) -> list:
-        """带换行的 token。"""
-        if self._newlines is None:
-            table = enumerate(self.bytes())
-            self._newlines = [token for token, data in table if b"\n" in data or b"\r" in data]
-        return self._newlines
+    stop: bool = False  # 诗到此为止
+    rewind: int | None = None  # 退回到只剩这么多 token，再依次放上 queue
+    queue: Sequence[int] = ()
+    settled: int | None = None  # 前多少个 token 不会再改；None = 全部
 
-    def line_feed(self) -> int:
-        """恰好是一个换行的 token。"""
-        if self._line_feed is None:
-            self._line_feed = self.bytes().index(b"\n")
-        return self._line_feed
 
-    def heads(self, rest: bytes) -> torch.Tensor:
-        """行首还差 rest 这些字节时可以用的 token：以它开头的，或是它的一段开头。"""
-        if rest not in self._starts:
-            found = [
-                token
-                for token, data in enumerate(self.bytes())
-                if data and (data.startswith(rest) or rest.startswith(data))
-            ]
-            self._starts[rest] = torch.tensor(found)
-        return self._starts[rest]
-
-    def rhyming(self, name: str) -> torch.Tensor:
-        """以韵部 name 的汉字结尾的 token。"""
-        if not self._groups:
-            found = {}
-            for token, data in enumerate(self.bytes()):
-                text = data.decode("utf-8", "replace")
-                if text and "\n" not in text and "\ufffd" not in text:
-                    found.setdefault(rhymes.group(text[-1]), []).append(token)
-            self._groups = {key: torch.tensor(value) for key, value in found.items() if key}
-        return self._groups.get(name, torch.tensor([], dtype=torch.long))
+FREE, ON = Limits(), Decision()
 
 
 class Control:
-    """一首诗的约束与进度；没有任何控制项时不要建它。"""
+    """一种控制；什么都不管的样子。"""
 
-    def __init__(self, vocabulary: Vocabulary, lines=None, length=None, heads="", rhyme=None):
-        """lines 行数；length 字数（约）；heads 每行的第一个字；rhyme 见 rhyme.target。"""
-        self.vocabulary = vocabulary
-        self.heads = [head.encode("utf-8") for head in heads]
-        self.lines = len(heads) or lines
-        self.length = None if self.lines else length
-        self.rhyming = bool(rhyme)
-        self.group = rhymes.target(rhyme) if rhyme else None
-        self.done = 0  # 写完的行数
-        self.chars = 0  # 写完的行的字数
-        self.line = b""  # 正在写的行
-        self.start = 0  # 它从第几个 token 开始
-        self.width = 0  # 它至多几个 token；0 = 还没有定
-        self.kept = []  # 它每一步的对数几率（押韵要退回时用）
-        self.settled = 0  # 前多少个 token 不会再改
-        self.used = set()  # 押过的韵脚
-
-    # 抽样之前
-
-    def shape(self, logits: torch.Tensor, row) -> torch.Tensor:
-        """按约束改一行的对数几率 (V,)。"""
-        if self.rhyming:
-            self.kept.append(logits.clone())
-        rest = self._head_rest()
-        if rest:
-            return sample.allow_only(logits, self.vocabulary.heads(rest).to(logits.device))
-        forced = self._forced(row)
-        if forced is not None:
-            return sample.allow_only(logits, torch.tensor(forced, device=logits.device))
-        blank = not _visible(self.line)
-        if blank and (self.lines or self.length):
-            sample.ban(logits, self.vocabulary.newlines())
-        if not self._may_stop(blank):
-            sample.ban(logits, self.vocabulary.stops)
-        return logits
-
-    def _head_rest(self):
-        """行首的字还差哪些字节。"""
-        if self.done >= len(self.heads):
-            return b""
-        return self.heads[self.done][len(self.line) :]
-
-    def _forced(self, row):
-        """这一行太长了，或字数已超出很多：只许收尾。"""
-        stops = [self.vocabulary.tok.end_id]
-        if self.lines:
-            left = self.lines - self.done
-            self.width = self.width or min(LINE_TOKENS, max(MIN_LINE, row.remaining // left))
-            if len(row.tokens) - self.start + 1 >= self.width and _visible(self.line):
-                return stops if left == 1 else [self.vocabulary.line_feed()]
-        elif self.length and self._count() >= 1.3 * self.length:
-            return stops
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        """given（chat() 的控制项 → 值）里要了这种控制就建一个，没有要就是 None。"""
         return None
 
-    def _may_stop(self, blank):
-        if self.lines:
-            return self.done + 1 >= self.lines and not blank
-        return not self.length or self._count() >= 0.8 * self.length
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        """抽样前：还能写 remaining 个 token，logits (V,) 是只经过惩罚与禁止的对数几率。"""
+        return FREE
 
-    def _count(self):
-        return self.chars + _chars(self.line)
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        """verse 刚接上一个 token；要随机时用 draw()。"""
+        return ON
 
-    # 抽样之后
 
-    def accept(self, token: int, row) -> str | None:
-        """row.tokens 刚加上 token。
+class Opening(Control):
+    """不许交白卷：写出看得见的字之前不收尾也不换行，最后一个 token 必须让人看见点什么。"""
 
-        返回 stop：诗到此为止；rewound：退回了行末的字，改好的在 row.queue 里；None：接着写。
-        """
-        data = self.vocabulary.tok.token_bytes(token)
-        while self.rhyming and len(self.kept) < len(row.tokens) - self.start:
-            self.kept.append(None)  # 不是抽来的 token
-        ending = token in self.vocabulary.stops or b"\n" in data
-        if ending and self.rhyming and self._rewrite(row):
-            return "rewound"
-        self.line += data
-        if token in self.vocabulary.stops:
-            self.settled = len(row.tokens)
-            return "stop"
-        if b"\n" not in data:
-            if not self.rhyming:
-                self.settled = len(row.tokens)
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        return cls()
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        if verse.begun:
+            return FREE
+        if remaining <= 1:
+            return Limits(allow=verse.vocabulary.showing(bytes(verse.line)))
+        return Limits(ban=[*verse.vocabulary.stops, *verse.vocabulary.newlines()])
+
+
+class LineCount(Control):
+    """恰好 lines 行；剩下的 token 平均分给各行，写长了就收。"""
+
+    def __init__(self, lines: int) -> None:
+        self.lines = lines
+        self.start = -1  # 哪一行（从第几个 token 开始）
+        self.width = 0  # 它至多几个 token
+
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        lines = len(given.get("acrostic") or "") or given.get("lines")
+        return cls(lines) if lines else None
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        left, blank = self.lines - verse.done, verse.blank
+        if self.start != verse.start:
+            self.start = verse.start
+            self.width = min(LINE_TOKENS, max(MIN_LINE, remaining // left))
+        if len(verse.tokens) - verse.start + 1 >= self.width and not blank:
+            end = verse.vocabulary.tok.end_id if left == 1 else verse.vocabulary.line_feed()
+            return Limits(allow=[end])
+        banned = verse.vocabulary.newlines() if blank else []
+        may_stop = left == 1 and not blank
+        return Limits(ban=banned if may_stop else [*banned, *verse.vocabulary.stops])
+
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        return Decision(stop=verse.done >= self.lines)
+
+
+class Length(Control):
+    """大约 length 字：少于八成不许收尾，超过九成在行末收尾，超过十三成就停。"""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        if given.get("acrostic") or given.get("lines") or not given.get("length"):
             return None
-        return self._end_line(row)
+        return cls(given["length"])
 
-    def _end_line(self, row):
-        whole, _, rest = self.line.rpartition(b"\n")
-        finished = [line for line in whole.split(b"\n") if _visible(line)]
-        self.done += len(finished)
-        self.chars += sum(map(_chars, finished))
-        self.line, self.start, self.kept, self.width = rest, len(row.tokens), [], 0
-        self.settled = len(row.tokens)
-        if self.lines:
-            return "stop" if self.done >= self.lines else None
-        return "stop" if self.length and self.chars >= 0.9 * self.length else None
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        count = verse.count()
+        if count >= 1.3 * self.length:
+            return Limits(allow=[verse.vocabulary.tok.end_id])
+        banned = verse.vocabulary.newlines() if verse.blank else []
+        may_stop = count >= 0.8 * self.length
+        return Limits(ban=banned if may_stop else [*banned, *verse.vocabulary.stops])
 
-    # 押韵
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        return Decision(stop=verse.chars >= 0.9 * self.length)
 
-    def _rewrite(self, row):
-        """行末不押韵就换掉最后一个字；换了返回 True。"""
-        place = self._last_word(row)
-        if place is None:
-            return False
-        name = rhymes.line_group(self._text(row, place))
-        if self.group is None:
-            self.group = name
-        new = None
-        if name != self.group and self.kept[place - self.start] is not None:
-            new = self._rhyming_token(row, place)
-        if new is None:
-            self.used.add(self._text(row, place)[-1:])
-            return False
-        tail = row.tokens[place + 1 :]
-        del row.tokens[place:]
-        self.kept = self.kept[: place - self.start]
-        self.line = b"".join(map(self.vocabulary.tok.token_bytes, row.tokens[self.start :]))
-        row.queue = [new, *tail]
-        return True
 
-    def _text(self, row, place):
-        return self.vocabulary.tok.token_bytes(row.tokens[place]).decode("utf-8", "replace")
+class Acrostic(Control):
+    """每行的第一个字；行数由 LineCount 管。"""
 
-    def _last_word(self, row):
-        """这一行里最后一个以汉字结尾的 token 的位置，其后只有标点；行首的字不能换。"""
-        first = self.start + (1 if self.heads else 0)
-        for place in range(len(row.tokens) - 1, first - 1, -1):
-            text = self._text(row, place)
-            if text[-1:] and rhymes.is_hanzi(text[-1]):
+    def __init__(self, heads: str) -> None:
+        self.heads = [head.encode("utf-8") for head in heads]
+
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        return cls(given["acrostic"]) if given.get("acrostic") else None
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        if verse.done >= len(self.heads):
+            return FREE
+        rest = self.heads[verse.done][len(verse.line) :]  # 行首的字还差的字节
+        return Limits(allow=verse.vocabulary.heads(rest)) if rest else FREE
+
+
+class Rhyme(Control):
+    """押韵：到行末才知道要不要改，所以把行末的字退回重抽；写完的行才算定下来。"""
+
+    def __init__(
+        self, vocabulary: Vocabulary, group: str | None, temperature: float, keep_first: bool
+    ) -> None:
+        """group 见 rhyme.target，None = 随第一行；keep_first：行首的字不能换。"""
+        self.vocabulary, self.group, self.temperature = vocabulary, group, temperature
+        self.keep_first = keep_first
+        self.start = 0  # 这一行从第几个 token 开始
+        self.kept = []  # 这一行每个 token 的对数几率，不是抽来的为 None
+        self.used = set()  # 押过的韵脚
+
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        if not given.get("rhyme"):
+            return None
+        group = rhyme.target(given["rhyme"])
+        return cls(vocabulary, group, temperature, keep_first=bool(given.get("acrostic")))
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        self.kept.append(logits.clone())
+        return FREE
+
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        missing = len(verse.tokens) - self.start - len(self.kept)
+        self.kept += [None] * missing
+        if not verse.ended:
+            return Decision(settled=self.start)
+        place = self._last_word(verse.tokens)
+        new = None if place is None else self._better(verse.tokens, place, draw)
+        if new is not None:
+            self.kept = self.kept[: place - self.start]
+            queue = [new, *verse.tokens[place + 1 :]]
+            return Decision(rewind=place, queue=queue, settled=self.start)
+        if verse.start != self.start:
+            self.start, self.kept = verse.start, []
+        return Decision(settled=self.start)
+
+    def _text(self, token: int) -> str:
+        return self.vocabulary.tok.token_bytes(token).decode("utf-8", "replace")
+
+    def _last_word(self, tokens: list) -> int | None:
+        """这一行里最后一个以汉字结尾的 token 的位置，其后只有标点。"""
+        first = self.start + self.keep_first
+        for place in range(len(tokens) - 1, first - 1, -1):
+            text = self._text(tokens[place])
+            if text[-1:] and rhyme.is_hanzi(text[-1]):
                 return place
             if any(char.isalnum() or char == "\ufffd" for char in text):
                 return None
         return None
 
-    def _rhyming_token(self, row, place):
-        """在行末的字那一步，从押韵的候选里重抽；都太不像话时为 None。"""
+    def _better(self, tokens: list, place: int, draw: Callable[[], float]) -> int | None:
+        """行末的字不押韵时，换成哪个 token；不必或不能换时为 None。"""
+        text = self._text(tokens[place])
+        name = rhyme.line_group(text)
+        if self.group is None:
+            self.group = name
         logits = self.kept[place - self.start]
+        new = None
+        if name != self.group and logits is not None:
+            new = self._draw(logits, draw)
+        if new is None:
+            self.used.add(text[-1:])
+        return new
+
+    def _draw(self, logits: torch.Tensor, draw: Callable[[], float]) -> int | None:
+        """从押韵的候选里重抽；都太不像话时为 None。"""
         fitting = self.vocabulary.rhyming(self.group).to(logits.device)
         if not len(fitting):
             return None
         weights, order = logits.softmax(-1)[fitting].topk(min(32, len(fitting)))
         if float(weights.sum()) < MIN_RHYME:
             return None
-        ends = [self.vocabulary.bytes()[int(token)].decode("utf-8")[-1] for token in fitting[order]]
+        ends = [self._text(token)[-1] for token in fitting[order].tolist()]
         fresh = torch.tensor([end not in self.used for end in ends], device=logits.device)
         if float((weights * fresh).sum()) >= MIN_RHYME:  # 尽量不用押过的字
             weights = weights * fresh
-        uniform = torch.tensor([row.uniforms.next()], device=logits.device)
-        chosen = sample.pick(
-            weights.log()[None], uniform, temperature=row.options.temperature, top_k=8
-        )
-        return int(fitting[order][chosen])
+        uniform = torch.tensor([draw()], device=logits.device)
+        options = {"temperature": self.temperature, "top_k": 8}
+        return int(fitting[order][sample.pick(weights.log()[None], uniform, **options)])
 
 
-def _visible(line: bytes) -> str:
-    """一行里看得见的字；残缺的字节不算。"""
-    return "".join(line.decode("utf-8", "ignore").split())
+# 次序：押韵要看没有受别的控制限制过的对数几率；藏头的限制先于行数与字数
+KINDS = (Rhyme, Acrostic, LineCount, Length, Opening)
 
 
-def _chars(line: bytes) -> int:
-    return len(_visible(line))
+class Controls(Control):
+    """一首诗的全部控制：先说只许哪些的说了算，不许的合起来；谁要退回就先退回。"""
+
+    def __init__(self, vocabulary: Vocabulary, given: dict, temperature: float) -> None:
+        """given：chat() 的控制项 → 值。"""
+        found = [kind.wanted(vocabulary, given, temperature) for kind in KINDS]
+        self.parts = [part for part in found if part is not None]
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        banned = []
+        for part in self.parts:
+            limits = part.before(verse, remaining, logits)
+            if limits.allow is not None:
+                return limits
+            banned += limits.ban
+        return Limits(ban=banned)
+
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        stop, settled = False, len(verse.tokens)
+        for part in self.parts:
+            decision = part.after(verse, draw)
+            if decision.rewind is not None:
+                return decision
+            stop = stop or decision.stop
+            if decision.settled is not None:
+                settled = min(settled, decision.settled)
+        return Decision(stop=stop, settled=settled)

@@ -7,32 +7,15 @@ LogitsProcessor 相同（测试对照）。随机数来自各行自己的 torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Iterable, Sequence, Union
 
 import torch
 
-
-@dataclass(frozen=True)
-class Options:
-    """一首诗的抽样选项；默认值与 config.py 的相同。"""
-
-    temperature: float = 0.7
-    top_k: int = 20
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.4
-    no_repeat_ngram: int = 0
-    max_new_tokens: int = 400
-    min_new_tokens: int = 0
-    seed: int | None = None
-    context: str = "stop"  # 写满上下文时：stop | slide
-    penalize_marks: bool = False  # 重复惩罚也算标点与换行
+Value = Union[float, Sequence[float], torch.Tensor]  # 一个数，或每行一个
+GREEDY = 1e-4  # 温度比它还低就是每步取最大：再除下去会溢出
 
 
-# ── 对数几率 → token ──────────────────────────────────────────────────
-
-
-def penalize_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty) -> torch.Tensor:
+def penalize_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty: Value) -> torch.Tensor:
     """重复惩罚（Keskar 2019）：出现过的 token，正的除以 penalty，负的乘以 penalty；就地修改。
 
     logits (B, V)；seen (B, N) 出现过的编号，可以重复；penalty 是数或 (B, N)，1 = 不动
@@ -54,7 +37,7 @@ def repeated_ngrams(ids: list, size: int) -> set:
     }
 
 
-def ban(logits: torch.Tensor, tokens) -> torch.Tensor:
+def ban(logits: torch.Tensor, tokens: Iterable[int]) -> torch.Tensor:
     """logits (V,) 里这些 token 不许出现；就地修改。"""
     index = torch.as_tensor(list(tokens), dtype=torch.long, device=logits.device)
     return logits.index_fill_(0, index, -torch.inf)
@@ -68,11 +51,17 @@ def allow_only(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return kept.index_copy_(0, tokens, scores)
 
 
-def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> tuple:
+def candidates(
+    logits: torch.Tensor,
+    temperature: Value = 1.0,
+    top_k: Value = 0,
+    top_p: Value = 1.0,
+    min_p: Value = 0.0,
+) -> tuple:
     """候选的概率与编号，各 (B, K)，每行从大到小；被筛掉的概率为 0，每行至少留一个。
 
-    temperature 0 = 只留最大的；top_k 0、top_p 1、min_p 0 = 不限。次序与 transformers 相同：
-    温度、top-k、top-p（在 top-k 留下的里面累加）、min-p（相对最大的概率）。
+    temperature 0（或近于 0）= 只留最大的；top_k 0、top_p 1、min_p 0 = 不限。次序与 transformers
+    相同：温度、top-k、top-p（在 top-k 留下的里面累加）、min-p（相对最大的概率）。
     """
     if not any(isinstance(x, (list, torch.Tensor)) for x in (temperature, top_k, top_p, min_p)):
         return _same_candidates(logits, temperature, top_k, top_p, min_p)
@@ -81,7 +70,7 @@ def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=
     wanted = _column(top_k, logits)
     widest = _widest(wanted, temperature, size)
     values, ids = logits.topk(widest, dim=-1) if widest < size else logits.sort(-1, True)
-    greedy = temperature == 0
+    greedy = temperature < GREEDY
     values = values / torch.where(greedy, torch.ones_like(temperature), temperature)
     rank = torch.arange(widest, device=logits.device)
     limit = torch.where(wanted > 0, wanted, torch.full_like(wanted, size))
@@ -90,10 +79,12 @@ def candidates(logits: torch.Tensor, temperature=1.0, top_k=0, top_p=1.0, min_p=
     return _drop_tail(probs, top_p, min_p), ids
 
 
-def _same_candidates(logits, temperature, top_k, top_p, min_p):
+def _same_candidates(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple:
     """各行选项相同时的 candidates，少走几步。"""
     size = logits.size(-1)
-    if temperature == 0:
+    if temperature < GREEDY:
         ids = logits.argmax(-1, keepdim=True)
         return torch.ones_like(ids, dtype=logits.dtype), ids
     if 0 < top_k < size:
@@ -104,7 +95,7 @@ def _same_candidates(logits, temperature, top_k, top_p, min_p):
     return (_drop_tail(probs, top_p, min_p) if top_p < 1 or min_p > 0 else probs), ids
 
 
-def _drop_tail(probs, top_p, min_p):
+def _drop_tail(probs: torch.Tensor, top_p: Value, min_p: Value) -> torch.Tensor:
     """从大到小的概率里去掉 top-p、min-p 之外的，再归一。"""
     before = probs.cumsum(-1) - probs  # 比它更可能的加起来
     drop = (before >= top_p) | (probs < min_p * probs[:, :1])
@@ -113,15 +104,15 @@ def _drop_tail(probs, top_p, min_p):
     return probs / probs.sum(-1, keepdim=True)
 
 
-def _column(value, logits):
+def _column(value: Value, logits: torch.Tensor) -> torch.Tensor:
     """数或 (B,) → (1, 1) 或 (B, 1)，与 logits 同设备。"""
     value = torch.as_tensor(value, dtype=logits.dtype, device=logits.device)
     return value.reshape(-1, 1)
 
 
-def _widest(wanted, temperature, size):
+def _widest(wanted: torch.Tensor, temperature: torch.Tensor, size: int) -> int:
     """最宽的一行要几个候选。"""
-    wanted = torch.where(temperature == 0, torch.ones_like(wanted), wanted)
+    wanted = torch.where(temperature < GREEDY, torch.ones_like(wanted), wanted)
     low, high = int(wanted.min()), int(wanted.max())
     return size if low <= 0 else min(high, size)
 
@@ -134,7 +125,7 @@ def draw(probs: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor) -> torch
     return ids.gather(1, torch.minimum(chosen, last)).squeeze(1)
 
 
-def pick(logits: torch.Tensor, uniform: torch.Tensor, **options) -> torch.Tensor:
+def pick(logits: torch.Tensor, uniform: torch.Tensor, **options: Value) -> torch.Tensor:
     """(B, V) -> (B,)；options 同 candidates。"""
     return draw(*candidates(logits, **options), uniform)
 
@@ -157,66 +148,3 @@ class Uniforms:
         if not self._ready:
             self._ready = torch.rand(64, generator=self.generator).tolist()[::-1]
         return self._ready.pop()
-
-
-def is_mark(data: bytes) -> bool:
-    """一个 token 的字节是不是只有标点、符号与空白（重复惩罚略过它们）；不成整字的不算。"""
-    text = data.decode("utf-8", "replace")
-    return not any(char.isalnum() or char == "\ufffd" for char in text)
-
-
-# ── 直接用模型写 ──────────────────────────────────────────────────────
-
-
-@torch.no_grad()
-def generate(model, ids: list, options: Options, tok, asked: tuple = ()):
-    """逐个给出 token，到结束符（不含）、max_new_tokens 或写满上下文为止。
-
-    每步从头算一遍，没有缓存：很慢，是 engine 的对照。
-    ids 是整个提问；asked 是重复惩罚要从提问里算上的 token。
-    """
-    limit, device = model.config.max_seq_len, next(model.parameters()).device
-    uniforms = Uniforms(options.seed or 0)
-    stops = (tok.end_id, tok.pad_id)
-    counted = {t for t in asked if _counted(t, tok, options)}
-    out, known = [], list(ids)
-    while len(out) < options.max_new_tokens:
-        if len(known) > limit - (options.context == "stop"):
-            if options.context == "stop":
-                return
-            tail = out[-max(1, (limit - len(ids)) // 2) :]
-            known = [*ids, *tail]
-        hidden = model.hidden(torch.tensor([known], device=device))
-        logits = model.head(hidden[:, -1]).float()  # (1, V)
-        token = _next(logits, counted, out, options, stops, uniforms)
-        if token in stops:
-            return
-        yield token
-        out.append(token)
-        known.append(token)
-        if _counted(token, tok, options):
-            counted.add(token)
-
-
-def write(model, ids: list, options: Options, tok) -> list:
-    """generate 的全部 token。"""
-    return list(generate(model, ids, options, tok))
-
-
-def _counted(token, tok, options):
-    data = tok.token_bytes(token)
-    return bool(data) and (options.penalize_marks or not is_mark(data))
-
-
-def _next(logits, counted, out, options, stops, uniforms):
-    if counted:
-        seen = torch.tensor([sorted(counted)], device=logits.device)
-        penalize_repeats(logits, seen, options.repetition_penalty)
-    banned = repeated_ngrams(out, options.no_repeat_ngram)
-    if len(out) < options.min_new_tokens:
-        banned.update(stops)
-    if banned:
-        ban(logits[0], banned)
-    uniform = torch.tensor([uniforms.next()], device=logits.device)
-    names = ("temperature", "top_k", "top_p", "min_p")
-    return int(pick(logits, uniform, **{name: getattr(options, name) for name in names}))

@@ -344,7 +344,7 @@ def test_untrained_controls_are_marked(page, site, monkeypatch):
     page.reload()
     page.click("#show-options")
     page.locator("[data-kind=lines]:visible").wait_for()
-    assert page.locator("[data-kind]:visible").count() == 4
+    assert page.locator("[data-kind]:visible").count() == 5
 
 
 # ── 训练页 ────────────────────────────────────────────────────────────

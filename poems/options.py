@@ -1,0 +1,207 @@
+"""写诗的选项：每一项只在这张表里说一次。
+
+chat()、对话的命令、接口、网页、config.py 的范围与评测都读它；新的抽样选项或控制项只要在这里添
+一行，再写出怎样计算（抽样在 writing/sample.py，控制项在 writing/controls.py）。产品的默认值在
+config.py；config.py 没有对应的常量时，默认就是“不起作用”。
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from dataclasses import dataclass, field, make_dataclass
+
+from support.console import UserError
+
+MAX_LINES = 60
+MAX_CHARS = 2000
+
+# 在哪一步起作用
+PICK = "挑候选"  # 由 sample.candidates 计算
+REPEAT = "防重复"
+EXTENT = "长短与种子"
+CONTROL = "控制"  # 由 controls 里的一个类计算，或写进提示词
+SEVERAL = "几首"  # 写完之后的事
+
+
+@dataclass(frozen=True)
+class Option:
+    """一个选项；name 是 chat() 的参数名，也是接口与网页里的名字。"""
+
+    name: str
+    kind: type  # float | int | str | bool
+    label: str  # 中文名，也是对话命令：/温度 0.9
+    note: str
+    stage: str
+    neutral: object = None  # 不起作用的值
+    low: int = 0
+    high: int = 0  # 文字是接口里最多多少字
+    open_low: bool = False  # 下限本身不允许
+    choices: tuple = ()
+    switch: str = ""  # 也可以写 True（“是”）时，True 的意思
+    setting: str = ""  # config.py 里哪个常量是它的默认值
+    prompt: str = ""  # 写进提示词；模型要练过这一类提示词（wording.KINDS）才听得懂
+    aliases: tuple = ()  # 接口里的别名
+    api: tuple = ()  # 接口里的 (下限, 上限)，与上面不同时才写
+    slider: tuple = ()  # 网页上拉杆的 (左, 右, 一格)
+    common: bool = False  # 网页上直接看得到，不在“更多”里
+    blank: str = "默认"  # 网页上空着时的提示
+    brief: str = ""  # 网页上的概要，{} 是值
+
+
+TABLE = (
+    Option(
+        "temperature", float, "温度", "越高越奔放，0 = 每次都一样", PICK, 1.0, 0, 10,
+        setting="TEMPERATURE", api=(0, 2), slider=(0, 1.5, 0.05), common=True,
+    ),
+    Option(
+        "top_k", int, "前k", "只从最可能的 k 个里选，0 = 不限", PICK, 0, 0, 1 << 24,
+        setting="TOP_K", api=(0, 1 << 20),
+    ),
+    Option(
+        "top_p", float, "前p", "只从累计概率 p 以内选，1 = 不限", PICK, 1.0, 0, 1, open_low=True,
+        setting="TOP_P", api=(0, 1), slider=(0.05, 1, 0.01),
+    ),
+    Option(
+        "min_p", float, "最小p", "不选比最大概率低太多的，0 = 不限", PICK, 0.0, 0, 1,
+        setting="MIN_P", slider=(0, 0.5, 0.01),
+    ),
+    Option(
+        "repetition_penalty", float, "重复惩罚", "1 = 不惩罚", REPEAT, 1.0, 0.1, 10,
+        setting="REPETITION_PENALTY", slider=(1, 2, 0.05),
+    ),
+    Option(
+        "no_repeat_ngram", int, "不重复", "连着这么多个 token 不许出现第二次，0 = 不管", REPEAT,
+        0, 0, 1 << 16, setting="NO_REPEAT_NGRAM",
+    ),
+    Option(
+        "penalize_marks", bool, "罚标点", "是 = 重复惩罚也算标点与换行", REPEAT, False,
+    ),
+    Option(
+        "seed", int, "种子", "同一个种子写同一首诗", EXTENT, None, 0, (1 << 63) - 1,
+        api=(-(1 << 63), (1 << 64) - 1), common=True, blank="每次不同",
+    ),
+    Option(
+        "max_new_tokens", int, "长度", "最多写多少 token", EXTENT, 1 << 20, 1, 1 << 20,
+        setting="MAX_NEW_TOKENS", aliases=("max_tokens", "max_completion_tokens"),
+        api=(1, 1 << 31),
+    ),
+    Option("min_new_tokens", int, "最短", "至少写多少 token", EXTENT, 0, 0, 1 << 20),
+    Option(
+        "context", str, "写满", "写满上下文时：stop 停下，slide 丢掉最早的部分继续", EXTENT, "stop",
+        choices=("stop", "slide"), setting="CONTEXT",
+    ),
+    Option(
+        "author", str, "作者", "仿照谁的风格", CONTROL, high=40,
+        prompt="author", common=True, blank="不限", brief="仿{}",
+    ),
+    Option(
+        "lines", int, "行数", "写几行", CONTROL, None, 1, MAX_LINES,
+        prompt="lines", common=True, blank="不限", brief="{} 行",
+    ),
+    Option(
+        "length", int, "字数", "大约多少字", CONTROL, None, 4, MAX_CHARS,
+        prompt="length", common=True, blank="不限", brief="约 {} 字",
+    ),
+    Option(
+        "first_line", str, "首行", "第一行", CONTROL, high=200,
+        prompt="first_line", common=True, blank="由你起头", brief="有首句",
+    ),
+    Option(
+        "acrostic", str, "藏头", "每行的第一个字", CONTROL, high=MAX_LINES,
+        prompt="acrostic", common=True, blank="如：春夏秋冬", brief="藏头「{}」",
+    ),
+    Option(
+        "rhyme", str, "押韵", "一个字、韵部名，或 是", CONTROL, high=8,
+        switch="随第一行的韵", common=True, blank="不押韵", brief="押{}韵",
+    ),
+    Option("n", int, "几首", "一次写几首，最好的在前", SEVERAL, 1, 1, 64, api=(1, 8)),
+    Option(
+        "check_copy", bool, "查抄", "是 = 写完查一查和训练诗像不像", SEVERAL, False,
+    ),
+)  # fmt: skip
+BY_NAME = {option.name: option for option in TABLE}
+CONTROLS = tuple(option for option in TABLE if option.stage == CONTROL)
+SAMPLING = tuple(option for option in TABLE if option.stage in (PICK, REPEAT, EXTENT))
+PICKED = tuple(option.name for option in SAMPLING if option.stage == PICK)
+PROMPTED = tuple(option.name for option in CONTROLS if option.prompt)
+
+Options = make_dataclass(
+    "Options",
+    [(option.name, option.kind, field(default=option.neutral)) for option in SAMPLING],
+    frozen=True,
+)
+Options.__doc__ = "一首诗的抽样选项；没有给的不起作用。"
+
+
+# ── 检查 ──────────────────────────────────────────────────────────────
+
+
+def check_names(given: dict) -> None:
+    """有不认识的名字时抛出 UserError，说出最接近的。"""
+    known = [option.name for option in (*SAMPLING, *CONTROLS)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"没有名为 {name} 的选项；最接近的是 {near}。可用：{' '.join(known)}")
+
+
+def check(name: str, value: object) -> object:
+    """选项的值合规矩就返回（数成为 int 或 float，文字去掉两端空白），否则抛出 UserError。"""
+    option = BY_NAME[name]
+    if option.switch and (value is True or not value):
+        return value or None
+    if option.choices:
+        if value not in option.choices:
+            raise UserError(f"{name}={value!r} 应当是 {' 或 '.join(option.choices)}")
+        return value
+    if option.kind is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r} 应当是 True 或 False")
+        return value
+    return check_text(option.label, value) if option.kind is str else _check_number(option, value)
+
+
+def _check_number(option: Option, value: object) -> float:
+    whole = option.kind is int
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UserError(f"{option.name}={value!r} 应当是{'整数' if whole else '数'}")
+    if whole and not (isinstance(value, numbers.Integral) or float(value).is_integer()):
+        raise UserError(f"{option.name}={value!r} 应当是整数")
+    above = value > option.low if option.open_low else value >= option.low
+    if not (above and value <= option.high):  # NaN 也在这里被挡住
+        shown = value if abs(value) < 1 << 64 or isinstance(value, float) else "那么大的数"
+        bracket = ">" if option.open_low else "≥"
+        limits = f"应当 {bracket} {option.low} 且 ≤ {option.high}"
+        raise UserError(f"{option.name}={shown} 超出范围：{limits}")
+    return option.kind(value)
+
+
+def check_text(label: str, text: object) -> str:
+    """问题、首行之类的文字：必须是字符串，不含控制字符与落单的代理字符。"""
+    if not isinstance(text, str):
+        raise UserError(f"{label}应当是文字，收到的是 {type(text).__name__}")
+    for char in text:
+        if (char < " " and char not in "\t\n\r") or char == "\x7f":
+            raise UserError(f"{label}里有控制字符 U+{ord(char):04X}，请去掉再试")
+        if "\ud800" <= char <= "\udfff":
+            raise UserError(f"{label}里有落单的代理字符 U+{ord(char):04X}，请去掉再试")
+    return text.strip()
+
+
+def bounds(option: Option) -> tuple:
+    """接口里的 (下限, 上限)。"""
+    low, high = option.api or (option.low, option.high)
+    return option.kind(low), option.kind(high)
+
+
+# ── 给人看 ────────────────────────────────────────────────────────────
+
+
+def documented(function):
+    """把全部选项写进函数的说明。"""
+    rows = [
+        f"    {option.name}: {option.label}；{option.note}" for option in (*SAMPLING, *CONTROLS)
+    ]
+    function.__doc__ = f"{function.__doc__.rstrip()}\n\n    选项：\n" + "\n".join(rows) + "\n    "
+    return function

@@ -1,0 +1,110 @@
+"""Poet：载入的模型与分词器，会写诗。"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Iterator, NamedTuple, Sequence
+
+import checkpoint
+from kernels.products import half_problem
+from support import hardware
+from writing import request as requests
+from writing.decoder import Decoder
+from writing.request import Request
+from writing.session import Row, Session
+from writing.vocabulary import Vocabulary
+
+_loaded = {}
+_load_lock = threading.Lock()
+
+
+class Piece(NamedTuple):
+    """刚写出来的一段：第几首、文字、它的进度。"""
+
+    index: int
+    text: str
+    row: Row
+
+
+class Written(NamedTuple):
+    """写完的一首。"""
+
+    text: str
+    finish_reason: str  # stop 是自己收的尾
+
+
+class Poet:
+    """载入的模型与分词器，可以反复、并发地用。"""
+
+    def __init__(
+        self, model, tok, prompt_kinds: list | None = None, path=None, half: bool = False
+    ) -> None:
+        """half：CPU 上矩阵用 fp16 存（见 Decoder）。"""
+        self.model, self.tok, self.path = model, tok, path
+        self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
+        self.config = model.config
+        self.decoder = Decoder(model, half=half)
+        self.vocabulary = Vocabulary(tok)
+
+    @classmethod
+    def load(
+        cls, given: str = "", work_dir: str = ".", device: str = "auto", dtype: str = "auto"
+    ) -> Poet:
+        """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。
+
+        dtype 为 auto 或 fp16 时 CPU 上矩阵存成 fp16（激活与累加仍是 fp32），快近一倍，
+        几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上都用 fp32 计算。
+        """
+        path = Path(checkpoint.find(work_dir, given)).resolve()
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
+        with _load_lock:
+            if key not in _loaded:
+                state = checkpoint.load(path)
+                chosen = hardware.pick_device(device)
+                model, tok = checkpoint.rebuild(state, chosen)
+                half = dtype in ("auto", "fp16") and half_problem(chosen) is None
+                for old in [other for other in _loaded if other[0] == key[0]]:
+                    del _loaded[old]
+                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half)
+            return _loaded[key]
+
+    def request(self, question: object = None, **given: object) -> Request:
+        """检查一次提问的全部选项（见 poems/options.py），写成 token；有问题时抛出 UserError。"""
+        limit = self.config.max_seq_len
+        return requests.make(self.tok, limit, self.prompt_kinds, question, given)
+
+    def row(self, request: Request, seed: int, scored: bool = False) -> Row:
+        """一首还没有开始写的诗。"""
+        return Row(self.vocabulary, request, self.config.max_seq_len, seed, scored)
+
+    def poems(self, request: Request, n: int = 1, scored: bool = True) -> Iterator[Piece]:
+        """写 n 首，逐步给出写好的文字；同一提问的几首共用一次预填。
+
+        scored：n > 1 时累计对数概率（Row.score），供排名用。
+        """
+        longest = len(request.prompt) + len(request.prefix) + request.options.max_new_tokens
+        session, seed = Session(self.decoder, n, longest), request.seed()
+        rows = [self.row(request, seed + index, scored and n > 1) for index in range(n)]
+        changed = session.start(rows)
+        while changed:
+            for row in changed:
+                text = row.take()
+                if text:
+                    yield Piece(rows.index(row), text, row)
+            changed = session.step()
+        for index, row in enumerate(rows):
+            yield Piece(index, "", row)
+
+    def write_all(self, wanted: Sequence[Request], together: int = 8) -> list:
+        """每个请求写一首，至多 together 首同时写：[Written, …]，次序与请求相同。"""
+        found = []
+        for first in range(0, len(wanted), together):
+            session, rows = Session(self.decoder, together), []
+            for request in wanted[first : first + together]:
+                rows += session.start([self.row(request, request.seed())])
+            while session.step():
+                pass
+            found += [Written(row.take(), row.finish_reason) for row in rows]
+        return found

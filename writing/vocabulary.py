@@ -1,0 +1,85 @@
+"""词表里与写诗有关的事实，按需计算，一个模型一份。"""
+
+from __future__ import annotations
+
+import torch
+
+from writing import rhyme
+
+
+class Vocabulary:
+    """哪些 token 是标点、带换行、以某个字开头、押某个韵。"""
+
+    def __init__(self, tok) -> None:
+        self.tok = tok
+        self.stops = (tok.end_id, tok.pad_id)
+        self.special = frozenset(tok.special_ids.values())
+        self._marks = {}
+        self._bytes = None
+        self._newlines = self._line_feed = None
+        self._starts, self._groups, self._closing = {}, {}, {}
+
+    def is_mark(self, token: int) -> bool:
+        """只有标点、符号与空白的 token（重复惩罚略过它们）；不成整字的不算。"""
+        if token not in self._marks:
+            self._marks[token] = is_mark(self.tok.token_bytes(token))
+        return self._marks[token]
+
+    def bytes(self) -> list:
+        """编号 → 字节。"""
+        if self._bytes is None:
+            self._bytes = [self.tok.token_bytes(token) for token in range(self.tok.vocab_size)]
+        return self._bytes
+
+    def newlines(self) -> list:
+        """带换行的 token。"""
+        if self._newlines is None:
+            table = enumerate(self.bytes())
+            self._newlines = [token for token, data in table if b"\n" in data or b"\r" in data]
+        return self._newlines
+
+    def line_feed(self) -> int:
+        """恰好是一个换行的 token。"""
+        if self._line_feed is None:
+            self._line_feed = self.bytes().index(b"\n")
+        return self._line_feed
+
+    def heads(self, rest: bytes) -> list:
+        """行首还差 rest 这些字节时可以用的 token：以它开头的，或是它的一段开头。"""
+        if rest not in self._starts:
+            self._starts[rest] = [
+                token
+                for token, data in enumerate(self.bytes())
+                if data and (data.startswith(rest) or rest.startswith(data))
+            ]
+        return self._starts[rest]
+
+    def showing(self, line: bytes) -> list:
+        """接在 line 后面就有看得见的字的 token。"""
+        if line not in self._closing:
+            self._closing[line] = [
+                token for token, data in enumerate(self.bytes()) if data and visible(line + data)
+            ]
+        return self._closing[line]
+
+    def rhyming(self, name: str) -> torch.Tensor:
+        """以韵部 name 的汉字结尾的 token。"""
+        if not self._groups:
+            found = {}
+            for token, data in enumerate(self.bytes()):
+                text = data.decode("utf-8", "replace")
+                if text and "\n" not in text and "\ufffd" not in text:
+                    found.setdefault(rhyme.group(text[-1]), []).append(token)
+            self._groups = {key: torch.tensor(value) for key, value in found.items() if key}
+        return self._groups.get(name, torch.tensor([], dtype=torch.long))
+
+
+def is_mark(data: bytes) -> bool:
+    """一个 token 的字节是不是只有标点、符号与空白；不成整字的不算。"""
+    text = data.decode("utf-8", "replace")
+    return not any(char.isalnum() or char == "\ufffd" for char in text)
+
+
+def visible(line: bytes) -> str:
+    """一行里看得见的字；残缺的字节、空白与 U+FFFD（不给人看）都不算。"""
+    return "".join(line.decode("utf-8", "ignore").replace("\ufffd", "").split())
