@@ -102,6 +102,7 @@ _CHOICES = {
     "COMPILE": ("auto", "on", "off"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
+_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "OUT")
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {
     "VOCAB_SIZE": (259, 1 << 24, True),
@@ -193,6 +194,9 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
         else:
             globals()[name] = value
             _given.add(name)
+    for name in _PATHS:  # bash 不展开 --名字=~/… 里的 ~
+        paths = globals()[name].split(",")
+        globals()[name] = ",".join(map(os.path.expanduser, paths))
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:

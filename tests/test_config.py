@@ -70,6 +70,17 @@ def test_all_problems_in_one_message(capsys):
     assert "Traceback" not in text
 
 
+def test_home_is_expanded(monkeypatch, tmp_path):
+    """bash 不展开 --名字=~/… 里的 ~；照字面建出名为 ~ 的目录，删它时会删掉主目录。"""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    words = ["--WORK_DIR=~/exp", "--CHECKPOINT=~/a.bin,~/b.bin", "--RAW_DATA=a~b"]
+    config.load(None, argv=words)
+    assert f"{tmp_path}/exp" == config.WORK_DIR
+    assert f"{tmp_path}/a.bin,{tmp_path}/b.bin" == config.CHECKPOINT
+    assert config.RAW_DATA == "a~b"
+
+
 def test_missing_value(capsys):
     assert "--SEED=值" in errors(capsys, "--SEED")
 

@@ -124,8 +124,10 @@ def test_importing_everything_prints_nothing_and_writes_nothing(tmp_path):
     assert done.stdout == b"" and list(tmp_path.iterdir()) == []
 
 
-def test_importing_infere_loads_no_torch():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import infere\n"
+@pytest.mark.parametrize("name", ["infere", "train_gpt", "train_gpt_ddp", "serve", "diagnose"])
+def test_importing_the_door_loads_no_torch(name):
+    """导入 PyTorch 要几秒，其间的 Ctrl-C 要由 console.run 接住，所以在 main() 里才导入。"""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {name}\n"
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
