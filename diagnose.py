@@ -487,9 +487,8 @@ def check_checkpoints() -> Findings:
             text = _checkpoint_text(states[name], checkpoint.tokenizer_of(states[name]))
             yield Finding(OK, name, text)
         except (UserError, ValueError) as error:
-            spare = (
-                folder / artefacts.CHECKPOINT_PREVIOUS
-            ).exists() and name == artefacts.CHECKPOINT
+            previous = folder / artefacts.CHECKPOINT_PREVIOUS
+            spare = previous.exists() and name == artefacts.CHECKPOINT
             mend = (
                 f"再运行一次训练会自动改用 {artefacts.CHECKPOINT_PREVIOUS}"
                 if spare
