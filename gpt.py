@@ -88,7 +88,7 @@ class GPTConfig:
         return [*found, Weight("norm.weight", (self.dim,), ("model.norm.weight",))]
 
     def _block_weights(self) -> tuple:
-        """一块里的权重。"""
+        """一块里的权重；名字都从块算起，不带 .weight。"""
         c, d, ff = self.dim, self.head_dim, self.ff
         qkv = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         return (

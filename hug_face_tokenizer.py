@@ -83,12 +83,12 @@ def _one_thread() -> Iterator[None]:
 
 def special_tokens() -> list[str]:
     """配置里的特殊符号，编号依次为 0、1、2；会与普通文字混淆时抛出 UserError。"""
-    special = [config.PAD, config.IM_START, config.IM_END]
+    tokens = [config.PAD, config.IM_START, config.IM_END]
     try:
-        BPETokenizer(special)
+        BPETokenizer(tokens)
     except ValueError as error:
         raise UserError(f"{error}\n请改 config.py 里的 PAD、IM_START、IM_END。") from error
-    return special
+    return tokens
 
 
 def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
@@ -127,7 +127,7 @@ def main() -> None:
     poems = collection.find(config.WORK_DIR)
     special = special_tokens()
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
-    made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
+    made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
     seconds = time.monotonic() - started
     save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)

@@ -235,7 +235,8 @@ def _training_bytes(update: Update) -> int:
     ends = 4 * (5 * tokens * c.dim + 2 * update.trained * c.dim + table)  # 词嵌入、末归一化、输出层
     casts = 2 * (_matrices(c) + table) if half else 0  # 半精度的权重副本
     loss = update.chunk * c.vocab_size * 16  # logits 与 exp 的几份副本，含上一块还没放手的
-    backward = 4 * table + (block if update.grad_checkpoint else 4 * tokens * 2 * c.ff)
+    gates = 4 * tokens * 2 * c.ff  # gate|up 的梯度
+    backward = 4 * table + (block if update.grad_checkpoint else gates)
     return kept + ends + casts + max(loss, backward)
 
 
