@@ -1,4 +1,4 @@
-"""uvicorn 之上补的三件事：请求头太慢就断开，连接太多就不收，被叫停时写着的写完再走。"""
+"""uvicorn 之上补的三件事：请求头太慢就断开，连接太多就断开闲着的，被叫停时写着的写完再走。"""
 
 from __future__ import annotations
 
@@ -65,42 +65,46 @@ def make_server(service: Service, host: str = "127.0.0.1", **options: Any) -> Se
 
 
 def watched_protocol(head_seconds: float, most: int) -> type[asyncio.Protocol]:
-    """uvicorn 的 HTTP 协议，但请求头 head_seconds 秒还没收完就断开，连接多过 most 就不收。"""
+    """uvicorn 的 HTTP 协议，但请求头 head_seconds 秒还没收完就断开。
+
+    连接多过 most 时断开等请求头等得最久的那一个：占着不说话的人挡不住来问的人。
+    """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    class Watched(AutoHTTPProtocol):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self.head_timer: asyncio.TimerHandle | None = None
+    waiting: dict[Watched, asyncio.TimerHandle] = {}  # 请求头还没收完的，等得久的在前
 
+    class Watched(AutoHTTPProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            self.wait_for_head()
             if len(self.connections) > most:
-                transport.abort()
-            else:
-                self._wait_for_head()
+                next(iter(waiting)).refuse()
 
         def data_received(self, data: bytes) -> None:
-            if self.head_timer is None and self._is_idle():  # 同一个连接上的下一个请求
-                self._wait_for_head()
+            if self not in waiting and self.is_idle():  # 同一个连接上的下一个请求
+                self.wait_for_head()
             super().data_received(data)
-            if not self._is_idle():
-                self._stop_waiting()
+            if not self.is_idle():
+                self.stop_waiting()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
+            self.stop_waiting()
             super().connection_lost(exc)
 
-        def _is_idle(self) -> bool:
+        def is_idle(self) -> bool:
             """没有正在回答的请求。"""
             return self.cycle is None or self.cycle.response_complete
 
-        def _wait_for_head(self) -> None:
-            self.head_timer = self.loop.call_later(head_seconds, self.transport.close)
+        def wait_for_head(self) -> None:
+            waiting[self] = self.loop.call_later(head_seconds, self.transport.close)
 
-        def _stop_waiting(self) -> None:
-            if self.head_timer is not None:
-                self.head_timer.cancel()
-                self.head_timer = None
+        def stop_waiting(self) -> None:
+            timer = waiting.pop(self, None)
+            if timer is not None:
+                timer.cancel()
+
+        def refuse(self) -> None:
+            self.stop_waiting()
+            self.transport.abort()
 
     return Watched

@@ -77,19 +77,23 @@ def test_a_slow_answer_is_not_a_slow_head(tmp_path, monkeypatch):
         assert ask(url).json()["choices"][0]["message"]["content"] == poem("雪")
 
 
-def test_too_many_connections_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(web_server, "most_connections", lambda: 2)
-    with server.running(server.service(FakeEngine(), tmp_path)) as url:
-        first, second = connect(url), connect(url)
-        for sock in (first, second):  # 已经被接受的才算数
-            sock.sendall(HALF + b"\r\n")
-            assert sock.recv(4096)
-            sock.sendall(HALF)
-        with connect(url) as third:
-            assert is_closed(third)
-        first.close()
-        second.close()
-        assert server.wait_until(lambda: answers(url))
+def test_too_many_connections_cut_the_one_that_waits_longest(tmp_path, monkeypatch):
+    monkeypatch.setattr(web_server, "most_connections", lambda: 3)
+    engine = FakeEngine(step=threading.Semaphore(0))
+    with server.running(server.service(engine, tmp_path)) as url:
+        texts = []
+        asking = threading.Thread(target=lambda: texts.append(ask(url).json()))
+        asking.start()
+        assert server.wait_until(lambda: engine.handles)
+        with connect(url) as first, connect(url) as second:
+            second.sendall(HALF)
+            assert httpx.get(url + "/v1/models").status_code == 200  # 来问的人进得来
+            assert is_closed(first)
+            assert httpx.get(url + "/v1/models").status_code == 200
+        for _ in range(9):
+            engine.step.release()
+        asking.join(60)
+    assert texts[0]["choices"][0]["message"]["content"] == poem("雪")  # 正在回答的不受影响
 
 
 def answers(url) -> bool:
