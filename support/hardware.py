@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable, ContextManager
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, NamedTuple
 
 from support.console import UserError
 
@@ -131,20 +131,27 @@ def compiler_problem(device: torch.device) -> str | None:
     return None
 
 
-def pick_compile(name: str, device: torch.device, long_enough: bool = True) -> tuple[bool, str]:
-    """COMPILE 配置 → (是否编译, 给人看的理由)；auto 绝不失败，on 用不了时报错。"""
+class CompileChoice(NamedTuple):
+    """编译吗，以及给人看的理由。"""
+
+    on: bool
+    reason: str
+
+
+def pick_compile(name: str, device: torch.device, long_enough: bool = True) -> CompileChoice:
+    """COMPILE 配置 → 是否编译；auto 绝不失败，on 用不了时报错。"""
     problem = compiler_problem(device)
     if name == "off":
-        return False, "COMPILE=off"
+        return CompileChoice(False, "COMPILE=off")
     if name == "on":
         if problem:
             raise UserError(f"COMPILE=on，但用不了：{problem}。请用 --COMPILE=auto")
-        return True, "COMPILE=on"
+        return CompileChoice(True, "COMPILE=on")
     if problem:
-        return False, problem
+        return CompileChoice(False, problem)
     if not long_enough:
-        return False, "训练太短，编译不划算"
-    return True, "auto"
+        return CompileChoice(False, "训练太短，编译不划算")
+    return CompileChoice(True, "auto")
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
