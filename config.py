@@ -194,14 +194,20 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
         else:
             globals()[name] = value
             _given.add(name)
-    for name in _PATHS:  # bash 不展开 --名字=~/… 里的 ~
-        paths = globals()[name].split(",")
-        globals()[name] = ",".join(map(os.path.expanduser, paths))
+    _expand_home()
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:
         _quit(problems)
     return rest
+
+
+def _expand_home() -> None:
+    """路径里的 ~ 换成主目录：--名字=~/… 里的 ~ bash 不展开。"""
+    for name in _PATHS:
+        value = globals()[name]
+        if isinstance(value, str):
+            globals()[name] = ",".join(map(os.path.expanduser, value.split(",")))
 
 
 def check() -> list:

@@ -42,13 +42,13 @@ PRESET = {  # 两核 CPU 上约两三分钟的小模型
 }
 SAMPLING = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.15, "max_new_tokens": 240}
 STEPS = (
-    ("清洗诗歌", "data_clean.py", "all_poems.json"),
-    ("训练分词器", "hug_face_tokenizer.py", "tokenizer_hug.json"),
-    ("制作数据集", "train_dataset_all.py", "dataset.bin"),
+    ("清洗诗歌", "data_clean.py", artefacts.POEMS),
+    ("训练分词器", "hug_face_tokenizer.py", artefacts.TOKENIZER_HUG),
+    ("制作数据集", "train_dataset_all.py", artefacts.DATASET),
 )
 
 
-def overrides() -> list:
+def overrides() -> list[str]:
     """传给每个脚本的 --名字=值。"""
     chosen = {"WORK_DIR": OUT, "RAW_DATA": POEMS, **PRESET}
     return [f"--{name}={value}" for name, value in chosen.items()]
@@ -82,7 +82,7 @@ def validation_at_start() -> float:
     return validation.bits_per_char(prepare.open_run(config.values(), Ranks()))
 
 
-def write_poem() -> tuple:
+def write_poem() -> tuple[str, bool]:
     """(诗, 是否自己收尾)：写几首，取第一首自己收尾、有几行、又不照抄提示的一首。"""
     import config
     from writing.poet import Poet
@@ -122,19 +122,19 @@ def inside() -> None:
     print(f"\n输入：{QUESTION}\n回答：\n{poem}\n")
     print(f"（{'自己收尾' if ended else '写满了长度上限'}；这是在这台机器上刚训练出来的小模型）")
     print(f"验证集：{start:.2f} → {end:.2f} 比特/字，下降 {1 - end / start:.0%}")
-    picture = OUT / "loss.png"
+    picture = OUT / artefacts.LOSS_PICTURE
     print(f"损失曲线：{picture if picture.exists() else '（没有 matplotlib，未画图）'}")
     print(f"用时：{console.duration(time.time() - began)}（不含安装）")
     _next_commands()
 
 
-def _final_bpc():
+def _final_bpc() -> float:
     import checkpoint
 
     return checkpoint.load(OUT / artefacts.BEST_MODEL)["best"]["val_bpc"]
 
 
-def _next_commands():
+def _next_commands() -> None:
     python = Path(sys.executable)
     print(
         f"""

@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import ipaddress
+import signal
 import socket
 import sys
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import config
 from support import artefacts, console, files
 from support.console import UserError
-from web import app
+from web import server
 from web.service import Service
 
 MAX_ROWS = 16  # 一批最多同时写几首；再多的排队
@@ -79,19 +79,11 @@ def load_first(service: Service, given: str) -> None:
 
 def serve(service: Service, host: str, sock: socket.socket) -> None:
     """一直服务到被叫停。"""
-    import uvicorn
-
-    options = uvicorn.Config(
-        app.make_app(service, host),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=3,
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn 收拾完会再抛一次
-        uvicorn.Server(options).run(sockets=[sock])
+    its_server = server.make_server(service, host)
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows 没有
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:  # nohup 的意思是接着运行
+        signal.signal(hang_up, its_server.handle_exit)
+    its_server.run(sockets=[sock])
 
 
 def check_installed() -> None:
@@ -124,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, must_finish=True)

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from importlib import metadata
 from pathlib import Path
+from typing import Sequence, Union
 
 from support import console, files
 from support.console import UserError
@@ -28,10 +29,15 @@ STAMP = "installed.json"  # 放在 .venv 里：装过的依赖的摘要
 MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"  # 默认索引两次不成时换它
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 
+Requirement = Union[Path, str]  # 依赖文件，或一条依赖
 RUN_MODULES = ["torch", "tokenizers", "numpy", "tqdm"]
 
 
-def ensure_environment(requirements: list, modules: list, optional: list = ()) -> Path:
+def ensure_environment(
+    requirements: Sequence[Requirement],
+    modules: Sequence[str],
+    optional: Sequence[Requirement] = (),
+) -> Path:
     """返回能 import 全部 modules 的 Python 解释器，必要时建 .venv 并安装。
 
     requirements：Path 是依赖文件，str 是一条依赖；optional 同样，但装不上只提醒。
@@ -66,7 +72,7 @@ def test_environment() -> Path:
     )
 
 
-def missing_modules(python: Path, modules: list) -> list:
+def missing_modules(python: Path, modules: Sequence[str]) -> list[str]:
     """解释器 python 里找不到的模块。"""
     code = (
         "import importlib.util, sys\n"
@@ -84,21 +90,21 @@ def venv_python(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def _missing_here(modules):
+def _missing_here(modules: Sequence[str]) -> list[str]:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if "torch" in modules and "torch" not in missing and _old_torch(metadata.version("torch")):
         missing.append("torch")
     return missing
 
 
-def _old_torch(version):
+def _old_torch(version: str) -> bool:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (2, 1)
 
 
 # ── 虚拟环境 ──────────────────────────────────────────────────────────
 
 
-def _runs(python):
+def _runs(python: Path) -> bool:
     try:
         command = [str(python), "-m", "pip", "--version"]
         return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
@@ -106,7 +112,7 @@ def _runs(python):
         return False
 
 
-def _create(folder):
+def _create(folder: Path) -> None:
     """建虚拟环境；已有但跑不起来的（换过 Python、搬过目录）改名留在旁边。"""
     aside = files.keep_aside(folder)
     if aside is not None:
@@ -126,19 +132,19 @@ def _create(folder):
         )
 
 
-def _stamps():
+def _stamps() -> list[str]:
     try:
         return json.loads((VENV / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
 
 
-def _remember(stamp):
+def _remember(stamp: str) -> None:
     with files.atomic_write(VENV / STAMP) as file:
         json.dump([*_stamps(), stamp], file)
 
 
-def _digest(requirements):
+def _digest(requirements: Sequence[Requirement]) -> str:
     """依赖的摘要：文件取内容（连同其中 -r 引用的文件），字符串取本身。"""
     total = hashlib.sha256()
     for item in requirements:
@@ -146,7 +152,7 @@ def _digest(requirements):
     return total.hexdigest()
 
 
-def _content(item):
+def _content(item: Requirement) -> str:
     if not isinstance(item, Path):
         return str(item)
     text = item.read_text(encoding="utf-8")
@@ -157,7 +163,7 @@ def _content(item):
 # ── 安装 ──────────────────────────────────────────────────────────────
 
 
-def _install(python, requirements):
+def _install(python: Path, requirements: Sequence[Requirement]) -> None:
     """装上全部依赖：默认索引试两次，再试国内镜像。"""
     attempts = [[], []] if os.environ.get("PIP_INDEX_URL") else [[], [], ["-i", MIRROR]]
     for number, extra in enumerate(attempts, start=1):
@@ -173,20 +179,20 @@ def _install(python, requirements):
     )
 
 
-def _arguments(requirements):
+def _arguments(requirements: Sequence[Requirement]) -> list[str]:
     result = []
     for item in requirements:
         result += ["-r", str(item)] if isinstance(item, Path) else [item]
     return result
 
 
-def _pip(python, arguments):
+def _pip(python: Path, arguments: Sequence[str]) -> bool:
     """pip install；-X utf8 让旧 pip 在 GBK 系统上也能读带中文注释的依赖文件。"""
     command = [str(python), "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check"]
     return subprocess.call([*command, *arguments]) == 0
 
 
-def _install_torch(python, requirements):
+def _install_torch(python: Path, requirements: Sequence[Requirement]) -> None:
     """PyPI 上的 torch 不适合这台机器时，先从 PyTorch 的索引装合适的那一个。"""
     index = torch_index()
     texts = [_content(item) for item in requirements]
@@ -216,7 +222,7 @@ def torch_index() -> str | None:
     return None
 
 
-def driver_cuda() -> tuple | None:
+def driver_cuda() -> tuple[int, int] | None:
     """nvidia-smi 报告的 CUDA 版本，如 (12, 6)；没有 NVIDIA 显卡时为 None。"""
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -229,7 +235,7 @@ def driver_cuda() -> tuple | None:
     return (int(found.group(1)), int(found.group(2))) if found else (12, 1)
 
 
-def cuda_build(driver: tuple) -> str:
+def cuda_build(driver: tuple[int, int]) -> str:
     """驱动支持的 CUDA 版本 → PyTorch 索引里的名字；Python 3.8 只有 cu121 的。"""
     if sys.version_info < (3, 9):
         return "cu121"
@@ -239,7 +245,7 @@ def cuda_build(driver: tuple) -> str:
     return "cu121"
 
 
-def _reachable(url):
+def _reachable(url: str) -> bool:
     try:
         with urllib.request.urlopen(url + "/torch/", timeout=10):
             return True

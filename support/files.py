@@ -9,6 +9,7 @@ import platform
 import shutil
 import time
 from pathlib import Path
+from typing import IO, Any, Iterator
 
 from support.console import UserError
 
@@ -55,7 +56,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "w", previous: Path | None = None):
+def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> Iterator[IO[Any]]:
     """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。
 
     给了 previous，原来的文件就改成这个名字留着。
@@ -95,7 +96,7 @@ def keep_aside(path: Path) -> Path | None:
         number += 1
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """读 JSON；坏了就说明文件与位置。"""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

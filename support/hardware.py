@@ -10,13 +10,17 @@ import re
 import shutil
 import sys
 import time
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, NamedTuple
 
 from support.console import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # ── 设备与精度 ────────────────────────────────────────────────────────
 
 
-def pick_device(name: str, local_rank: int = 0):
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """DEVICE 配置 → torch.device；auto 依次试 CUDA、CPU。"""
     import torch
 
@@ -43,7 +47,7 @@ def pick_device(name: str, local_rank: int = 0):
     return torch.device(name)
 
 
-def native_bf16(device) -> bool:
+def native_bf16(device: torch.device) -> bool:
     """设备是否有 bf16 的硬件矩阵乘（模拟的不算）。"""
     import torch
 
@@ -62,7 +66,7 @@ def native_bf16(device) -> bool:
     return False
 
 
-def pick_dtype(name: str, device):
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """DTYPE 配置 → 计算精度；auto 绝不失败。"""
     import torch
 
@@ -77,12 +81,12 @@ def pick_dtype(name: str, device):
 DTYPE_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
-def dtype_name(dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """torch.dtype → fp32 | bf16 | fp16。"""
     return DTYPE_NAMES[str(dtype)]
 
 
-def autocast(device, dtype):
+def autocast(device: torch.device, dtype: torch.dtype) -> ContextManager[Any]:
     """fp32 时什么也不做，否则是 torch.autocast。"""
     import torch
 
@@ -91,7 +95,7 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype)
 
 
-def autocast_dtype(device_type: str):
+def autocast_dtype(device_type: str) -> torch.dtype | None:
     """此刻 autocast 的精度；没有开启时为 None。"""
     import torch
 
@@ -105,7 +109,7 @@ def autocast_dtype(device_type: str):
     return None
 
 
-def compiler_problem(device) -> str | None:
+def compiler_problem(device: torch.device) -> str | None:
     """torch.compile 用不了的原因；能用时为 None。"""
     import torch
 
@@ -127,23 +131,30 @@ def compiler_problem(device) -> str | None:
     return None
 
 
-def pick_compile(name: str, device, long_enough: bool = True) -> tuple:
-    """COMPILE 配置 → (是否编译, 给人看的理由)；auto 绝不失败，on 用不了时报错。"""
+class CompileChoice(NamedTuple):
+    """编译吗，以及给人看的理由。"""
+
+    on: bool
+    reason: str
+
+
+def pick_compile(name: str, device: torch.device, long_enough: bool = True) -> CompileChoice:
+    """COMPILE 配置 → 是否编译；auto 绝不失败，on 用不了时报错。"""
     problem = compiler_problem(device)
     if name == "off":
-        return False, "COMPILE=off"
+        return CompileChoice(False, "COMPILE=off")
     if name == "on":
         if problem:
             raise UserError(f"COMPILE=on，但用不了：{problem}。请用 --COMPILE=auto")
-        return True, "COMPILE=on"
+        return CompileChoice(True, "COMPILE=on")
     if problem:
-        return False, problem
+        return CompileChoice(False, problem)
     if not long_enough:
-        return False, "训练太短，编译不划算"
-    return True, "auto"
+        return CompileChoice(False, "训练太短，编译不划算")
+    return CompileChoice(True, "auto")
 
 
-def measure_peak(device, dtype, size: int = 2048) -> float:
+def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
     """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。
 
     没有硬件支持的精度（如 CPU 上的 fp16）慢上千倍，改用小矩阵估计。
@@ -155,7 +166,7 @@ def measure_peak(device, dtype, size: int = 2048) -> float:
     return max(speed, _product_speed(device, dtype, size, 6))
 
 
-def _product_speed(device, dtype, size, repeats):
+def _product_speed(device: torch.device, dtype: torch.dtype, size: int, repeats: int) -> float:
     import torch
 
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -169,7 +180,7 @@ def _product_speed(device, dtype, size, repeats):
     return 2 * size**3 / best
 
 
-def _wait(device):
+def _wait(device: torch.device) -> None:
     import torch
 
     if torch.device(device).type == "cuda":
@@ -203,7 +214,7 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _glibc(name):
+def _glibc(name: str) -> Callable[..., int] | None:
     """glibc 的函数；别的系统、musl 没有，是 None。"""
     if not sys.platform.startswith("linux"):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _CJK_FONTS = (
     "Microsoft YaHei",
     "SimHei",
@@ -14,7 +16,7 @@ _CJK_FONTS = (
 _plot_state = {"warned": False, "chinese": False}
 
 
-def setup_plot():
+def setup_plot() -> Any:
     """返回配好中文字体的 matplotlib.pyplot（Agg 后端）；没装 matplotlib 时说一次并返回 None。"""
     try:
         import matplotlib

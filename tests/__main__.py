@@ -29,7 +29,7 @@ ORACLES = {
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
 
-def missing_oracles(python: Path) -> list:
+def missing_oracles(python: Path) -> list[str]:
     """没有装的可选对照的名字。"""
     missing = [ORACLES[name] for name in bootstrap.missing_modules(python, list(ORACLES))]
     if not any(shutil.which(name) for name in BROWSERS):

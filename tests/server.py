@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 
-from web.app import make_app
+from web.server import make_server
 from web.service import Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
@@ -32,13 +32,9 @@ def service(engine, folder, limit: int = 8, key: str = "") -> Service:
 @contextlib.contextmanager
 def running(the_service: Service):
     """给出 http://127.0.0.1:端口；离开时停下。"""
-    import uvicorn
-
     sock = socket.create_server(("127.0.0.1", 0))
-    options = uvicorn.Config(
-        make_app(the_service), log_level="critical", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(options)
+    options = {"log_level": "critical", "timeout_graceful_shutdown": 1}
+    server = make_server(the_service, **options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

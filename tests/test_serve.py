@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import serve
 from support.console import UserError
+from tests import server
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_open_address_needs_a_key():
@@ -22,3 +32,26 @@ def test_busy_port_is_explained():
         port = sock.getsockname()[1]
         with pytest.raises(UserError, match="--PORT="):
             serve.listen("127.0.0.1", port)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows 没有这些信号")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_end_in_peace(name, tmp_path):
+    httpx = pytest.importorskip("httpx", reason="没有安装 httpx")
+    pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    command = [sys.executable, str(ROOT / "serve.py"), f"--PORT={port}", f"--WORK_DIR={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def is_up():
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return process.poll() is not None
+
+    assert server.wait_until(is_up, 60)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode("utf-8").splitlines()[-1] == "已停止。"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 1 << 20  # 请求体最多多少字节
 BODY_SECONDS = 30  # 请求体最多等多久
+LOAD_SECONDS = 1  # /health 最多等模型载入多久
 PAGES = Path(__file__).resolve().parent
 
 
@@ -40,6 +41,7 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
     routes = [
         Route("/", _page("page.html")),
         Route("/train", _page("live.html")),
+        Route("/health", web.health),
         Route("/info", web.info),
         Route("/train.json", web.training),
         Route("/v1/models", web.models),
@@ -68,6 +70,15 @@ class Web:
     async def model(self, request: Request) -> Response:
         chat_api.check_model(request.path_params["name"])
         return _answer(chat_api.model_card(self.service.created))
+
+    async def health(self, request: Request) -> Response:
+        """给 Docker、反向代理探问：能写诗了吗。问一次也就让模型载入起来。"""
+        try:
+            await asyncio.wait_for(self.service.engine(), LOAD_SECONDS)
+            status = "stopping" if self.service.is_stopping else "ok"
+        except (ApiError, asyncio.TimeoutError):
+            status = "loading"
+        return _answer({"status": status}, status=200 if status == "ok" else 503)
 
     async def info(self, request: Request) -> Response:
         """页面要知道的：模型可用吗、有哪些选项、默认值、训练过哪些提示词。"""
@@ -134,6 +145,9 @@ class Stream:
                     yield _event(reply.piece(piece.index, piece.text))
                 if piece.end:
                     yield _event(reply.closing(piece.index, piece.end))
+        except ApiError as error:
+            yield _event(chat_api.error_body(error.status, error.message, error.code))
+            return
         except Exception:
             traceback.print_exc()
             yield _event(chat_api.error_body(500, "生成中途出错，详情见服务端窗口"))
@@ -153,7 +167,11 @@ class Guard:
         (b"cross-origin-resource-policy", b"same-origin"),
         (b"cache-control", b"no-store"),
     )
-    PUBLIC = ("/", "/train")  # 页面本身没有秘密，不用密钥
+    PUBLIC = ("/", "/train", "/health")  # 没有秘密，不用密钥
+    OUTSIDER = (
+        "只接受用本机地址访问（防 DNS 重绑定）；要用别的名字访问（如 host.docker.internal），"
+        "请用 --API_KEY=… 启动"
+    )
 
     def __init__(self, app: Starlette, key: str, host: str) -> None:
         self.app, self.key, self.host = app, key, host
@@ -174,8 +192,7 @@ class Guard:
         """有密钥就看密钥；没有密钥时只认本机的名字。"""
         if not self.key:
             local = is_local_name(headers.get(b"host", b""), self.host)
-            refusal = _problem(403, "只接受用本机地址访问（防 DNS 重绑定）", "bad_host")
-            return None if local else refusal
+            return None if local or path == "/health" else _problem(403, self.OUTSIDER, "bad_host")
         allowed = path in self.PUBLIC or is_key(headers.get(b"authorization", b""), self.key)
         return None if allowed else _problem(401, "API 密钥不对或没有给", "invalid_api_key")
 
@@ -262,9 +279,13 @@ def is_key(header: bytes, key: str) -> bool:
 
 def is_local_name(header: bytes, host: str) -> bool:
     """Host 头是不是本机的名字；别的域名即使解析到本机也不认。"""
-    name = header.decode("latin-1").lower()
-    name = re.sub(r":\d+$", "", name).strip("[]")
-    return name in {"localhost", "127.0.0.1", "::1", host.lower().strip("[]")}
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:\d+)?", header.decode("latin-1").lower())
+    if found is None:
+        return False
+    name = found.group(1)
+    if name.startswith("["):
+        return ":" in name and name[1:-1] in {"::1", host.lower().strip("[]")}
+    return re.sub(r"\.$", "", name) in {"localhost", "127.0.0.1", host.lower()}
 
 
 def content_policy(html: str) -> str:

@@ -18,6 +18,7 @@ from support.console import UserError
 from web import chat_api
 from web.chat_api import ApiError, Ask
 
+_STOPPING = "服务正在停止，请稍后再试"
 _NO_ENGINE = "还没有可用的模型。请先运行 python train_gpt.py，训练的进展见 /train"
 
 
@@ -51,6 +52,7 @@ class Service:
         self.running: set[Any] = set()  # 占着位置的句柄
         self.pool = ThreadPoolExecutor(limit, thread_name_prefix="poem")
         self._engine, self._said = None, ""
+        self._deadline: float | None = None  # 被叫停后，写着的诗最晚写到何时
         self._loading = threading.Lock()
 
     async def engine(self) -> Any:
@@ -78,7 +80,9 @@ class Service:
             print(text, file=sys.stderr)
 
     async def start(self, ask: Ask) -> Job:
-        """把 ask.n 首交给引擎；位置不够时一首也不交，429。"""
+        """把 ask.n 首交给引擎；位置不够时一首也不交，429；正在停止时 503。"""
+        if self.is_stopping:
+            raise ApiError(503, _STOPPING, "shutting_down")
         engine = await self.engine()
         if len(self.running) + ask.n > self.limit:
             raise ApiError(429, "请求太多，请稍后再试", "rate_limit_exceeded")
@@ -86,10 +90,12 @@ class Service:
         try:
             for index in range(ask.n):
                 handles.append(engine.submit(ask.question, **self._options(ask, index)))
-        except (UserError, ValueError) as error:
+        except Exception as error:
             for handle in handles:
                 handle.cancel()
-            raise ApiError(400, str(error), "invalid_value") from None
+            if isinstance(error, (UserError, ValueError)):
+                raise ApiError(400, str(error), "invalid_value") from None
+            raise
         return Job(self, handles, ask.stops)
 
     def _options(self, ask: Ask, index: int) -> dict[str, Any]:
@@ -98,9 +104,27 @@ class Service:
             options["seed"] += index  # 同一个种子的几个候选各不相同，又都能重现
         return options
 
-    def close(self) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        return self._deadline is not None
+
+    def stop(self, grace: float) -> None:
+        """不再接新的；写着的与排着的最多再给 grace 秒。"""
+        self._deadline = time.monotonic() + grace
+
+    def is_over(self) -> bool:
+        """可以走了吗：叫停之后写完了，或时间到了。"""
+        if self._deadline is None:
+            return False
+        return not self.running or time.monotonic() >= self._deadline
+
+    def cancel(self) -> None:
+        """写着的都停下。"""
         for handle in list(self.running):
             handle.cancel()
+
+    def close(self) -> None:
+        self.cancel()
         if hasattr(self._engine, "close"):
             self._engine.close()
         self.pool.shutdown(wait=False)
@@ -156,6 +180,8 @@ class Job:
                     handle.cancel()
                     break
             end = "stop" if stop.hit else handle.finish_reason
+            if end == "cancelled":  # 不是对方挂断（那就没有人在读），是服务要停了
+                raise ApiError(503, _STOPPING, "shutting_down")
             last = Piece(index, stop.flush(), end)
         except Exception as error:
             last = Piece(index, "", error)
