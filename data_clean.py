@@ -20,30 +20,46 @@ from poems.report import Report, draw_lengths, printable
 from support import artefacts, console, files
 from support.console import UserError
 
+_UNTOUCHED = "没有改动任何文件。改好这一处后请运行：python data_clean.py"
+
 # ── 读、改、挑 ────────────────────────────────────────────────────────
 
 
 def collect(
-    files: list[sources.SourceFile], index: copies.Index, report: Report, min_chars: int
+    found: list[sources.SourceFile], index: copies.Index, report: Report, min_chars: int
 ) -> None:
-    """读入全部文件，把能用的诗放进 index，其余记入 report。"""
-    report.files = len(files)
+    """读入全部文件，把能用的诗放进 index，其余记入 report；读不下去的文件整个不用，记下名字。
 
-    def on_encoding(file: sources.SourceFile, encoding: str) -> None:
-        if encoding in records.ENCODING_NAMES:
-            report.encodings.add(records.ENCODING_NAMES[encoding], where=file.name)
-
-    with console.progress(
-        sum(file.size for file in files), "读取", unit="B", unit_scale=True
-    ) as bar:
-        for file in files:
+    只有一个文件、它又读不下去时抛出 UserError。
+    """
+    report.files = len(found)
+    total = sum(file.size for file in found)
+    with console.progress(total, "读取", unit="B", unit_scale=True) as bar:
+        for file in found:
+            count, mark = len(index.offsets), None
             try:
-                for raw in sources.read_poems(file, on_encoding, bar.update):
+                reading = sources.open_file(file, bar.update)
+                mark = report.mark() if reading.many else None
+                for raw in reading.poems:
                     _take(raw, index, report, min_chars)
-            except records.BrokenJSON as error:
-                raise UserError(
-                    f"{error}\n没有改动任何文件。改好这一处后请运行：python data_clean.py"
-                ) from error
+            except sources.Unreadable as error:
+                if len(found) == 1:
+                    raise UserError(f"{error}\n{_UNTOUCHED}") from error
+                index.forget(count)
+                if mark is not None:
+                    report.back_to(mark)
+                report.broken.add("；".join(str(error).split("\n")), where=file.name)
+            else:
+                _tell(reading, file, report)
+
+
+def _tell(reading: sources.Reading, file: sources.SourceFile, report: Report) -> None:
+    """记下一个文件是怎样读的。"""
+    report.layouts.add(reading.layout, where=file.name)
+    if reading.encoding in records.ENCODING_NAMES:
+        report.encodings.add(records.ENCODING_NAMES[reading.encoding], where=file.name)
+    if reading.warning:
+        report.doubts.add(reading.warning, where=file.name)
 
 
 def _take(raw: sources.RawPoem, index: copies.Index, report: Report, min_chars: int) -> None:
@@ -83,7 +99,7 @@ def plan(raw_data: str, work_dir: str) -> Job:
     if found and not (output.exists() and found.samefile(output)):
         if found.is_file() or sources.find_files(found, own_files(work_dir))[0]:
             return Job(found, "aside" if output.exists() and not ours else "", f"读取 {found}")
-        missing = f"RAW_DATA={raw_data} 里没有 .pt、.json、.jsonl、.txt 文件"
+        missing = f"RAW_DATA={raw_data} 里没有 {'、'.join(sources.SUFFIXES)} 文件"
     else:
         missing = f"没有找到 RAW_DATA={raw_data}"
     if output.exists() and not (ours and original.exists()):
@@ -182,10 +198,12 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Rep
 
 def _nothing_left(source: Path, report: Report) -> str:
     reasons = "；".join(f"{row['reason']} {row['count']} 首" for row in report.dropped.to_list())
+    broken = "\n".join(report.broken.counts)
     return (
         f"{source} 里没有一首能用的诗：读到 {report.read} 首"
         + (f"（{reasons}）" if reasons else "")
-        + "。\n没有改动任何文件。请检查数据的格式（见 README 的“数据格式”），"
+        + (f"；读不下去的文件：\n{broken}\n" if broken else "。\n")
+        + "没有改动任何文件。请检查数据的格式（见 README 的“数据格式”），"
         "然后运行：python data_clean.py"
     )
 

@@ -27,7 +27,7 @@ _BUILD = "请运行：python train_dataset_one.py"
 
 def build(
     poems_path: Path | str,
-    tokenizer,
+    tokenizer: Any,
     out: Path | str,
     *,
     shares: dict[str, float] | None = None,

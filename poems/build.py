@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import mmap
 import random
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Iterable, Iterator, NamedTuple
 
@@ -28,7 +30,8 @@ _BATCH = 512  # 一批编码这么多首诗
 Poems = Iterable[dict]
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """数据集怎样建；原样写进头部。"""
 
     seed: int
@@ -298,7 +301,7 @@ class Encoder:
             "val_tokens": val["tokens"],
             "all_kinds": list(wording.KINDS),
             "prompt_kinds": {kind: count for kind, count in self.kind_counts.items() if count},
-            **self.settings._asdict(),
+            **dataclasses.asdict(self.settings),
             "tokenizer": self.tok.to_json(),
         }
 

@@ -53,6 +53,23 @@ class Index:
         if len(self._normals) >= _BATCH:
             self._sign()
 
+    def forget(self, count: int) -> None:
+        """只留前 count 首，后面的当作没有放过。"""
+        for numbers in (self.offsets, self.lengths, self.digests, self.title_keys):
+            self._position = self.offsets[count] if numbers is self.offsets else self._position
+            del numbers[count:]
+        del self.anonymous[count:]
+        self.spill.seek(self._position)
+        self.spill.truncate()
+        signed = sum(map(len, self._signatures))
+        while signed > count:
+            last = self._signatures.pop()
+            signed -= len(last)
+            if signed < count:
+                self._signatures.append(last[: count - signed])
+                signed = count
+        del self._normals[count - signed :]
+
     def _sign(self) -> None:
         self._signatures.append(dedup.signature(self._normals))
         self._normals = []

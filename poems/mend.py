@@ -18,6 +18,8 @@ NEWLINES = "换行符统一为 \\n"
 HTML = "去掉 HTML 标签与实体"
 INVISIBLE = "去掉零宽字符与控制字符"
 SLASH_N = "“/n”字样读作换行"
+MARKS = "“|”“/”读作换行"
+GAPS = "成串的全角空格读作换行"
 BLANKS = "去掉缩进与行尾空白，特殊空白改为空格"
 BLANK_LINES = "多余的空行并为一行"
 FURNITURE = "去掉网址、署名等页面杂物"
@@ -91,7 +93,11 @@ _INNER_BLANK = re.compile(f"[{_ODD_BLANK}]")
 _SUSPECT = re.compile(f"[{_LINE_MARKS}{_UNSEEN_MARKS}{_ODD_BLANK}\u3000<&]")
 _EXTRA_LINES = re.compile(r"\n{3,}")
 _WIDE = "\u2010-\u201f\u2026\u3000-\u303f\u3400-\u9fff\uf900-\ufaff\uff01-\uff60"
-_WRITTEN_N = re.compile(rf"(?<=[{_WIDE}])[ ]*(?:[/\\]n[ ]*)+(?=[{_WIDE}]|$)", re.MULTILINE)
+_WRITTEN_N = re.compile(
+    rf"(?<=[{_WIDE}])[ ]*(?:(?:[/\\]r)?[/\\]n[ ]*|\\r[ ]*)+(?=[{_WIDE}]|$)", re.MULTILINE
+)
+_BETWEEN = re.compile(rf"(?<=[{_WIDE}])[ \u3000]*([|｜/／]+)[ \u3000]*(?=[{_WIDE}])")
+_WIDE_GAP = re.compile("(?<=[^\\s])\u3000{2,}(?=[^\\s])")
 
 _DROPPED_BLOCK = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 _BREAK = re.compile(r"<(?:br|hr)\b[^<>]*>[ \t]*\n?", re.IGNORECASE)
@@ -128,9 +134,23 @@ def _no_unseen(text: str) -> str:
 
 def _read_slash_n(text: str) -> str:
     """写成 /n 或 \\n 两个字符的换行；前后须是中文，免得误伤诗里的“/n/”。"""
-    if "/n" not in text and "\\n" not in text:
+    if "/n" not in text and "\\n" not in text and "\\r" not in text:
         return text
-    return _WRITTEN_N.sub(lambda match: "\n" * match.group().count("n"), text)
+    return _WRITTEN_N.sub(lambda match: "\n" * (match.group().count("n") or 1), text)
+
+
+def _read_marks(text: str) -> str:
+    """行与行之间写着 | 或 / 的诗：汉字之间至少两处，比真的换行多；连写两个是空一行。"""
+    found = _BETWEEN.findall(text)
+    if len(found) < 2 or len(found) < text.count("\n"):
+        return text
+    return _BETWEEN.sub(lambda match: "\n" * min(len(match.group(1)), 2), text)
+
+
+def _read_gaps(text: str) -> str:
+    """用两个以上全角空格隔开各行的诗：这样的空隙不比真的换行少。"""
+    count = len(_WIDE_GAP.findall(text))
+    return _WIDE_GAP.sub("\n", text) if count and count >= text.count("\n") else text
 
 
 def _plain_blanks(text: str) -> str:
@@ -143,6 +163,8 @@ _STEPS = (
     (INVISIBLE, _no_unseen),
     (SLASH_N, _read_slash_n),
     (BLANKS, _plain_blanks),
+    (MARKS, _read_marks),
+    (GAPS, _read_gaps),
 )
 
 
@@ -155,14 +177,14 @@ def _spotless(text: str) -> bool:
     )
 
 
-_SUSPECT_STRINGS = (" \n", "\n ", "/n", "\\n")
+_SUSPECT_STRINGS = (" \n", "\n ", "/", "\\n", "\\r", "|", "／", "｜")
 
 
 def _one_line(text: str) -> str:
     """题目与作者：同样清洗，并成一行。"""
     if not _spotless(text):
-        for _, change in _STEPS:
-            text = change(text)
+        for name, change in _STEPS:
+            text = text if name in (MARKS, GAPS) else change(text)
     return " ".join(text.split("\n")).strip()
 
 

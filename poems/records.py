@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Callable, Iterable, Iterator, NoReturn, Union
 
 CHUNK = 1 << 20  # 每次读入的字节数
 _TAIL = 16  # 解析错误离缓冲区末尾这么近时，先当作“还没读完”
-_BLANK = re.compile(r"[ \t\n\r]*")
+_BLANK = re.compile("[ \t\n\r\ufeff]*")  # 拼起来的文件里，记录之间会有 BOM
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -24,7 +24,10 @@ _BOMS = (
 ENCODING_NAMES = {  # 值得告诉使用者的编码
     "utf-8-sig": "带 BOM 的 UTF-8",
     "utf-16": "UTF-16",
+    "utf-16-le": "没有 BOM 的 UTF-16",
+    "utf-16-be": "没有 BOM 的 UTF-16",
     "gb18030": "GBK/GB18030",
+    "big5hkscs": "Big5",
 }
 _DECODER = json.JSONDecoder()
 
@@ -39,8 +42,8 @@ class BrokenJSON(ValueError):
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """字节 → (文本, 编码名)。先试 UTF-8，再看 BOM 和 GB18030；坏字节变成 U+FFFD。"""
-    if not data.startswith(tuple(bom for bom, _ in _BOMS)):
+    """字节 → (文本, 编码名)。先试 UTF-8，再看 BOM、UTF-16、GB18030 与 Big5；坏字节变成 U+FFFD。"""
+    if not data.startswith(tuple(bom for bom, _ in _BOMS)) and b"\0" not in data:
         try:
             return data.decode("utf-8"), "utf-8"
         except UnicodeDecodeError:
@@ -50,7 +53,7 @@ def decode(data: bytes) -> tuple[str, str]:
 
 
 def detect_encoding(path: PathLike) -> str:
-    """返回可以交给 open() 的编码名：utf-8、utf-8-sig、utf-16 或 gb18030。
+    """返回可以交给 open() 的编码名，见 ENCODING_NAMES；没有列出的是 utf-8。
 
     整个文件都过一遍（不占内存），所以末尾才出现的 GBK 字节也认得出来。
     """
@@ -61,19 +64,19 @@ def detect_encoding(path: PathLike) -> str:
 def _guess(chunks: Iterable[bytes]) -> str:
     """按 BOM 和坏字节的比例猜编码。UTF-8 里偶有坏字节仍算 UTF-8，GBK 则几乎满篇都是坏的。"""
     utf8 = codecs.getincrementaldecoder("utf-8")("strict")
-    clean, broken, wide, first = True, 0, 0, True
-    for chunk in chunks:
-        if first:
-            first = False
-            for bom, name in _BOMS:
-                if chunk.startswith(bom):
-                    return name
+    clean, broken, wide, sample = True, 0, 0, b""
+    for number, chunk in enumerate(chunks):
+        if not number:
+            sample = chunk
+            marked = next((name for bom, name in _BOMS if chunk.startswith(bom)), is_wide(chunk))
+            if marked:
+                return marked
         if clean:
             try:
                 utf8.decode(chunk)
                 continue
             except UnicodeDecodeError:
-                clean = False
+                clean, sample = False, chunk
         text = chunk.decode("utf-8", "replace")
         bad = text.count("\ufffd")
         broken += bad
@@ -81,7 +84,46 @@ def _guess(chunks: Iterable[bytes]) -> str:
         if broken + wide > CHUNK:
             break
     # 分块处可能切断一两个字，不足以影响比例
-    return "utf-8" if clean or broken * 10 < wide else "gb18030"
+    return "utf-8" if clean or broken * 10 < wide else _gbk_or_big5(sample)
+
+
+def is_wide(data: bytes) -> str:
+    """没有 BOM 的 UTF-16 的编码名；不是时为空串。看起来要几乎全是汉字与 ASCII，NUL 只在一侧。"""
+    sample = data[: _SAMPLE - len(data[:_SAMPLE]) % 2]
+    zeros = sample[::2].count(0), sample[1::2].count(0)
+    if len(sample) < 4 or not any(zeros):
+        return ""
+    encoding = "utf-16-le" if zeros[1] >= zeros[0] else "utf-16-be"
+    text = sample.decode(encoding, "replace")
+    usual = sum(1 for char in text if _USUAL.match(char))
+    return encoding if usual * 20 > len(text) * 19 and min(zeros) * 10 < max(zeros) else ""
+
+
+_SAMPLE = 1 << 14
+_USUAL = re.compile("[\t\n\r\x20-\x7e\u2010-\u2027\u3000-\u303f\u3400-\u9fff\uff01-\uff60]")
+
+
+def _gbk_or_big5(data: bytes) -> str:
+    """哪一种读出来常用字更多：GB2312 的字，或 Big5 第一级的字。"""
+    shares = []
+    for encoding, common in (("gb18030", _in_gb2312), ("big5hkscs", _in_big5)):
+        chars = [char for char in data[:_SAMPLE].decode(encoding, "replace") if char > "\x7f"]
+        shares.append(sum(map(common, chars)) / max(len(chars), 1))
+    return "big5hkscs" if shares[1] > shares[0] and shares[1] > 0.8 else "gb18030"
+
+
+def _in_gb2312(char: str) -> bool:
+    try:
+        return len(char.encode("gb2312")) == 2
+    except UnicodeEncodeError:
+        return False
+
+
+def _in_big5(char: str) -> bool:
+    try:
+        return b"\xa1" <= char.encode("big5")[:1] < b"\xc7"
+    except UnicodeEncodeError:
+        return False
 
 
 # ── 记录 ──────────────────────────────────────────────────────────────

@@ -10,13 +10,15 @@ import numpy as np
 
 from support import artefacts, console, files, picture
 
-EXAMPLES = 2  # 每种原因举几个例子
+EXAMPLES = 2
+FILES = 10  # 逐个说到文件时，至多说几个
 
 
 class Tally:
     """按原因计数，每种原因留两个例子。"""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = EXAMPLES) -> None:
+        self.most = most  # 每种原因举几个例子
         self.counts: Counter = Counter()
         self.examples: dict[str, list] = {}
 
@@ -29,7 +31,14 @@ class Tally:
 
     def has_examples(self, reason: str) -> bool:
         """这种原因的例子够了没有。"""
-        return len(self.examples.get(reason, ())) >= EXAMPLES
+        return len(self.examples.get(reason, ())) >= self.most
+
+    def copy(self) -> Tally:
+        """一份不再变的。"""
+        other = Tally(self.most)
+        other.counts = self.counts.copy()
+        other.examples = {reason: shown[:] for reason, shown in self.examples.items()}
+        return other
 
     def to_list(self) -> list[dict]:
         """多的在前。"""
@@ -48,6 +57,9 @@ class Report:
         self.dropped = Tally()
         self.mended = Tally()
         self.encodings = Tally()
+        self.layouts = Tally(FILES)  # 各个文件是怎样读的
+        self.doubts = Tally(FILES)  # 像是读错了的文件
+        self.broken = Tally(FILES)  # 读不下去、整个没有用的文件
         self.skipped = Tally()
         self.lengths = np.empty(0, dtype=np.int64)  # 留下的各首的字数
 
@@ -65,8 +77,19 @@ class Report:
             "dropped": self.dropped.to_list(),
             "mended": self.mended.to_list(),
             "encodings": self.encodings.to_list(),
+            "layouts": self.layouts.to_list(),
+            "doubts": self.doubts.to_list(),
+            "broken_files": self.broken.to_list(),
             "skipped_files": self.skipped.to_list(),
         }
+
+    def mark(self) -> dict[str, Any]:
+        """现在的计数，交给 back_to 就回到这里。"""
+        return {"read": self.read, "dropped": self.dropped.copy(), "mended": self.mended.copy()}
+
+    def back_to(self, mark: dict[str, Any]) -> None:
+        """回到 mark 时的计数。"""
+        self.read, self.dropped, self.mended = mark["read"], mark["dropped"], mark["mended"]
 
     def _percentiles(self) -> dict[str, int]:
         if not len(self.lengths):
@@ -84,6 +107,9 @@ class Report:
         for heading, tally, unit in (
             ("丢弃", self.dropped, "首"),
             ("改动", self.mended, "首"),
+            ("读法", self.layouts, "个文件"),
+            ("请看一看", self.doubts, "个文件"),
+            ("读不下去、没有用的文件", self.broken, "个文件"),
             ("编码", self.encodings, "个文件"),
             ("略过的文件", self.skipped, "个文件"),
         ):

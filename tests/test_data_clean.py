@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import data_clean
-from poems import copies, mend, sources
+from poems import copies, fields, mend
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +131,7 @@ def test_json_lines_txt_and_mixed_folder(raw: Path, work: Path) -> None:
         *{("诗1甲", "某人"), ("诗2甲", "某人"), ("诗6甲", "某人")},
         *{("春天", "阿角"), ("夏天", "安琪"), ("秋天", "佚名")},
     }
-    assert counts(work) == {sources.NOT_A_POEM: 1}
+    assert counts(work) == {fields.NOT_A_POEM: 1}
     assert counts(work, "skipped_files") == {".png": 1}
 
 
@@ -282,8 +282,8 @@ def test_odd_records_are_dropped_or_mended_with_reasons(raw: Path, work: Path) -
         [verse(9), verse(10)],
         [verse(11), verse(12)],
     ]
-    assert counts(work) == {sources.NOT_A_POEM: 7, sources.EMPTY: 4, sources.BAD_BODY: 3}
-    assert counts(work, "mended") == {sources.STRING_BODY: 1, sources.ODD_ITEMS: 1}
+    assert counts(work) == {fields.NOT_A_POEM: 7, fields.EMPTY: 4, fields.BAD_BODY: 3}
+    assert counts(work, "mended") == {fields.STRING_BODY: 1, fields.ODD_ITEMS: 1}
     assert report(work)["poems_read"] == 17
 
 
