@@ -22,7 +22,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DEFAULTS = {"temperature": 0.7, "top_k": 20, "top_p": 1.0, "max_new_tokens": 400}
+DEFAULTS = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.4, "max_new_tokens": 400}
 
 
 def service(engine, folder, limit: int = 8, key: str = "") -> Service:

@@ -11,6 +11,8 @@ from typing import Callable, NamedTuple, Sequence
 
 import torch
 
+from poems.options import MAX_LINES
+from support.console import UserError
 from writing import rhyme, sample
 from writing.verse import Verse
 from writing.vocabulary import Vocabulary
@@ -47,6 +49,10 @@ class Control:
         """given（chat() 的控制项 → 值）里要了这种控制就建一个，没有要就是 None。"""
         return None
 
+    @classmethod
+    def check(cls, given: dict) -> None:
+        """given 里有矛盾时抛出 UserError。"""
+
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
         """抽样前：还能写 remaining 个 token，logits (V,) 是只经过惩罚与禁止的对数几率。"""
         return FREE
@@ -71,6 +77,11 @@ class Opening(Control):
         return Limits(ban=[*verse.vocabulary.stops, *verse.vocabulary.newlines()])
 
 
+def line_count(given: dict) -> int:
+    """规定了几行；没有规定时为 0。"""
+    return len(given.get("acrostic") or "") or given.get("lines") or 0
+
+
 class LineCount(Control):
     """恰好 lines 行；剩下的 token 平均分给各行，写长了就收。"""
 
@@ -81,7 +92,7 @@ class LineCount(Control):
 
     @classmethod
     def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
-        lines = len(given.get("acrostic") or "") or given.get("lines")
+        lines = line_count(given)
         return cls(lines) if lines else None
 
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
@@ -108,9 +119,8 @@ class Length(Control):
 
     @classmethod
     def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
-        if given.get("acrostic") or given.get("lines") or not given.get("length"):
-            return None
-        return cls(given["length"])
+        length = 0 if line_count(given) else given.get("length")
+        return cls(length) if length else None
 
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
         count = verse.count()
@@ -133,6 +143,18 @@ class Acrostic(Control):
     @classmethod
     def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
         return cls(given["acrostic"]) if given.get("acrostic") else None
+
+    @classmethod
+    def check(cls, given: dict) -> None:
+        heads, first, most = given.get("acrostic"), given.get("first_line"), MAX_LINES
+        if heads is None:
+            return
+        if not 1 <= len(heads) <= most or any(char.isspace() for char in heads):
+            raise UserError(f"acrostic={heads!r} 应当是 1 到 {most} 个字，不含空白")
+        if given.get("lines") not in (None, len(heads)):
+            raise UserError(f"藏头有 {len(heads)} 个字，就是 {len(heads)} 行，与 lines 不符")
+        if first and first[0] != heads[0]:
+            raise UserError(f"首行以“{first[0]}”开头，与藏头的第一个字“{heads[0]}”不符")
 
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
         if verse.done >= len(self.heads):
@@ -160,6 +182,11 @@ class Rhyme(Control):
             return None
         group = rhyme.target(given["rhyme"])
         return cls(vocabulary, group, temperature, keep_first=bool(given.get("acrostic")))
+
+    @classmethod
+    def check(cls, given: dict) -> None:
+        if given.get("rhyme"):
+            rhyme.target(given["rhyme"])
 
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
         self.kept.append(logits.clone())

@@ -136,7 +136,8 @@ class Engine:
                 finished = handle.deliver()
             except Exception as error:  # 一首自己的事：别的照写
                 handle.finish("cancelled", error)
-                session.drop(handle.row)
                 finished = True
+                if handle.row is not None:
+                    session.drop(handle.row)
             if finished:
                 self._active.remove(handle)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from poems import chat_format, options, wording
 from support.console import UserError
-from writing import controls, rhyme
+from writing import controls
 
 
 @dataclass
@@ -56,22 +56,13 @@ def make(tok, limit: int, trained: list | None, question: object, given: dict) -
 
 
 def _check_controls(question: str, wanted: dict) -> None:
-    """控制项之间的矛盾。"""
-    heads, first = wanted.get("acrostic"), wanted.get("first_line")
+    """问题与控制项之间的矛盾。"""
     if not question and not any(wanted.values()):
         raise UserError("问题是空的。请写一个题目，例如：一只鸟在想方向")
-    if heads is not None:
-        most = options.MAX_LINES
-        if not 1 <= len(heads) <= most or any(char.isspace() for char in heads):
-            raise UserError(f"acrostic={heads!r} 应当是 1 到 {most} 个字，不含空白")
-        if wanted.get("lines") not in (None, len(heads)):
-            raise UserError(f"藏头有 {len(heads)} 个字，就是 {len(heads)} 行，与 lines 不符")
-    if first is not None and "\n" in first:
+    if "\n" in wanted.get("first_line", ""):
         raise UserError("first_line 只能是一行")
-    if heads and first and first[0] != heads[0]:
-        raise UserError(f"首行以“{first[0]}”开头，与藏头的第一个字“{heads[0]}”不符")
-    if wanted.get("rhyme"):
-        rhyme.target(wanted["rhyme"])
+    for kind in controls.KINDS:
+        kind.check(wanted)
 
 
 def _encode_prompt(tok, text: str, limit: int) -> list:
@@ -93,7 +84,7 @@ def _check_room(request: Request, limit: int) -> None:
     used = len(request.prompt) + len(request.prefix)
     if used >= limit:
         raise UserError(f"问题和首行共 {used} 个 token，这个模型的上下文只有 {limit} 个。请缩短")
-    count = len(request.controls.get("acrostic") or "") or request.controls.get("lines") or 0
+    count = controls.line_count(request.controls)
     need, room = controls.MIN_LINE * count, request.options.max_new_tokens
     if request.options.context == "stop":
         room = min(room, limit - used)
