@@ -127,7 +127,7 @@ def main() -> None:
     poems = collection.find(config.WORK_DIR)
     special = special_tokens()
     print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
-    made = train(training_texts(poems), config.VOCAB_SIZE, tokens, sys.stderr.isatty())
+    made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
     seconds = time.monotonic() - started
     save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)
