@@ -96,6 +96,17 @@ def keep_aside(path: Path) -> Path | None:
         number += 1
 
 
+def write_text(path: Path, text: str) -> None:
+    """原子地写一个文本文件。"""
+    with atomic_write(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """原子地写一个给人看的 JSON 文件。"""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """读 JSON；坏了就说明文件与位置。"""
     try:

@@ -15,6 +15,7 @@ from gpt import GPT, GPTConfig
 from poems import chat_format
 from support.console import UserError
 from tokenizer import HFTokenizer
+from writing import gguf_file, hugging_face
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLIT = (
@@ -113,7 +114,7 @@ def state(model, tokenizer_json):
 def hf_folder(state, tmp_path_factory):
     pytest.importorskip("safetensors", reason="没有安装 safetensors")
     folder = tmp_path_factory.mktemp("hf")
-    export.write_hf(folder, state, SAMPLING)
+    hugging_face.write(folder, state, SAMPLING)
     return folder
 
 
@@ -161,24 +162,24 @@ def greedy(model, ids, count):
 
 def test_weight_mapping_round_trip(model):
     weights = checkpoint.weights_of(model)
-    tensors = export.to_hf(weights, model.config)
+    tensors = hugging_face.to_hf(weights, model.config)
     assert tensors["model.layers.1.self_attn.k_proj.weight"].equal(
         weights["blocks.1.attn.qkv.weight"][64:128]
     )
-    back = export.from_hf(tensors, model.config)
+    back = hugging_face.from_hf(tensors, model.config)
     assert back.keys() == weights.keys()
     assert all(back[name].equal(weights[name]) for name in weights)
 
 
 def test_missing_or_misshapen_weights_are_named(model):
-    tensors = export.to_hf(checkpoint.weights_of(model), model.config)
+    tensors = hugging_face.to_hf(checkpoint.weights_of(model), model.config)
     wrong = dict(tensors)
     wrong["model.norm.weight"] = torch.ones(3)
     with pytest.raises(UserError, match=r"norm\.weight"):
-        export.from_hf(wrong, model.config)
+        hugging_face.from_hf(wrong, model.config)
     del tensors["model.layers.2.mlp.up_proj.weight"]
     with pytest.raises(UserError, match=r"layers\.2\.mlp\.up_proj"):
-        export.from_hf(tensors, model.config)
+        hugging_face.from_hf(tensors, model.config)
 
 
 # ── transformers ──────────────────────────────────────────────────────
@@ -244,14 +245,14 @@ def test_generation_config_holds_the_sampling_values(hf_model):
 
 
 def test_temperature_zero_means_greedy():
-    assert export.generation_config({**SAMPLING, "temperature": 0})["do_sample"] is False
+    assert hugging_face.generation_config({**SAMPLING, "temperature": 0})["do_sample"] is False
 
 
 # ── 导回 ──────────────────────────────────────────────────────────────
 
 
 def test_import_gives_the_same_weights(hf_folder, state):
-    back = export.read_hf(hf_folder)
+    back = hugging_face.read(hf_folder)
     assert back["weights"].keys() == state["weights"].keys()
     assert all(back["weights"][name].equal(state["weights"][name]) for name in back["weights"])
     assert {**back["model_config"], "dropout": 0.0} == state["model_config"]
@@ -261,7 +262,7 @@ def test_import_gives_the_same_weights(hf_folder, state):
 def test_import_of_a_folder_saved_by_transformers(hf_model, hf_tokenizer, state, tmp_path):
     hf_model.save_pretrained(tmp_path)
     hf_tokenizer.save_pretrained(tmp_path)
-    back = export.read_hf(tmp_path)
+    back = hugging_face.read(tmp_path)
     assert all(back["weights"][name].equal(state["weights"][name]) for name in state["weights"])
     assert back["model_config"]["rope_theta"] == 5000.0
 
@@ -282,7 +283,7 @@ def test_foreign_models_are_refused(hf_folder, tmp_path, change, word):
     found = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**found, **change}), encoding="utf-8")
     with pytest.raises(UserError, match=word):
-        export.read_hf(tmp_path)
+        hugging_face.read(tmp_path)
 
 
 def test_damaged_weights_are_reported(hf_folder, tmp_path):
@@ -291,7 +292,7 @@ def test_damaged_weights_are_reported(hf_folder, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        export.read_hf(tmp_path)
+        hugging_face.read(tmp_path)
 
 
 # ── GGUF ──────────────────────────────────────────────────────────────
@@ -307,7 +308,7 @@ def need_gguf():
 def gguf_folder(state, tmp_path_factory):
     need_gguf()
     folder = tmp_path_factory.mktemp("gguf")
-    export.write_gguf(folder, state, SAMPLING)
+    gguf_file.write(folder, state, SAMPLING)
     return folder
 
 
@@ -327,7 +328,7 @@ def test_gguf_fields(gguf_folder, tokenizer_json):
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.padding_token_id": 0,
-        "tokenizer.chat_template": export.chat_template(tokenizer_json),
+        "tokenizer.chat_template": hugging_face.chat_template(tokenizer_json),
     }
     assert {name: fields[name].contents() for name in expected} == expected
     tokens = fields["tokenizer.ggml.tokens"].contents()
@@ -343,7 +344,7 @@ def test_gguf_tensors(gguf_folder, state, model, kind, tolerance):
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 3)
     reader = gguf.GGUFReader(gguf_folder / f"model-{kind}.gguf")
     found = {tensor.name: tensor for tensor in reader.tensors}
-    expected = export.to_hf(state["weights"], model.config)
+    expected = hugging_face.to_hf(state["weights"], model.config)
     assert len(found) == len(expected)
     for name, tensor in expected.items():
         stored = found[names.get_name(name, try_suffixes=(".weight",))]
@@ -352,9 +353,9 @@ def test_gguf_tensors(gguf_folder, state, model, kind, tolerance):
 
 
 def test_q8_falls_back_where_rows_do_not_divide():
-    assert export._tensor_type((10, 48), "Q8_0") == "F16"
-    assert export._tensor_type((10, 64), "Q8_0") == "Q8_0"
-    assert export._tensor_type((64,), "F16") == "F32"
+    assert gguf_file.tensor_type((10, 48), "Q8_0") == "F16"
+    assert gguf_file.tensor_type((10, 64), "Q8_0") == "Q8_0"
+    assert gguf_file.tensor_type((64,), "F16") == "F32"
 
 
 def test_modelfile(gguf_folder):
@@ -472,7 +473,7 @@ def test_failed_export_leaves_the_old_one(work_dir, state, monkeypatch):
 
 def test_int8_checkpoint_is_refused(state):
     with pytest.raises(UserError, match="int8"):
-        export.float_weights({**state, "quantized": True})
+        hugging_face.float_weights({**state, "quantized": True})
 
 
 def test_import_needs_a_folder(work_dir, monkeypatch):
