@@ -16,12 +16,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import config
 from support import artefacts, console, files, hardware
 from support.console import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from gpt import GPT
+
+Runner = Callable[[int, int], None]  # run(首数, token 数)
 DEFAULT_SECONDS = config.SECONDS
 PROMPT_TOKENS = 20
 NEW_TOKENS = 200
@@ -95,7 +101,7 @@ def generate() -> dict:
     return result
 
 
-def random_model(device):
+def random_model(device: torch.device) -> GPT:
     """config.py 形状、随机权重的模型。"""
     import torch
 
@@ -119,7 +125,7 @@ def random_model(device):
     return model.to(device).eval()
 
 
-def our_runner(model, device, half: bool = False):
+def our_runner(model: GPT, device: torch.device, half: bool = False) -> Runner:
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
     from poems.options import Options
     from writing.poet import Poet
@@ -128,7 +134,7 @@ def our_runner(model, device, half: bool = False):
     poet = Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
     prompt = list(range(100, 100 + PROMPT_TOKENS))
 
-    def run(rows, count):
+    def run(rows: int, count: int) -> None:
         extent = {"max_new_tokens": count, "min_new_tokens": count, "seed": 1}
         options = Options(**{**config.sampling(), **extent})
         request = Request(prompt, [], prompt, options, {}, [])
@@ -140,7 +146,7 @@ def our_runner(model, device, half: bool = False):
     return run
 
 
-def int8_runner(model):
+def int8_runner(model: GPT) -> Runner | None:
     """同上，权重量化成 int8；这台机器没有 int8 矩阵乘时为 None。"""
     import torch
 
@@ -155,7 +161,9 @@ def int8_runner(model):
     return our_runner(small, torch.device("cpu"))
 
 
-def transformers_runner(model, device, dtype=None):
+def transformers_runner(
+    model: GPT, device: torch.device, dtype: torch.dtype | None = None
+) -> Runner | None:
     """同样形状与选项的 transformers generate，dtype 默认 fp32；没有安装时为 None。"""
     import torch
 
@@ -183,7 +191,7 @@ def transformers_runner(model, device, dtype=None):
     )
     theirs = theirs.to(device, dtype).eval()
 
-    def run(rows, count):
+    def run(rows: int, count: int) -> None:
         ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
         with torch.inference_mode():
             theirs.generate(
@@ -215,7 +223,7 @@ def measure(runners: dict) -> dict:
     return result
 
 
-def _best(runners, rows, count, repeats):
+def _best(runners: dict[str, Runner], rows: int, count: int, repeats: int) -> dict[str, float]:
     for run in runners.values():
         run(rows, min(count, 5))
     seconds = {name: [] for name in runners}
@@ -227,7 +235,7 @@ def _best(runners, rows, count, repeats):
     return {name: min(values) for name, values in seconds.items()}
 
 
-def read_bandwidth(model, device) -> float:
+def read_bandwidth(model: GPT, device: torch.device) -> float:
     """这台机器顺序读同样大小内存的速度（字节每秒）：矩阵乘向量，取中位数。"""
     import torch
 
@@ -242,7 +250,7 @@ def read_bandwidth(model, device) -> float:
     return matrix.numel() * 4 / statistics.median(seconds[5:])
 
 
-def _wait(device):
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         import torch
 
@@ -313,7 +321,7 @@ def timed_run(values: dict, seconds: float) -> TimedRun:
     return TimedRun(run, max(peak, hardware.measure_peak(run.machine.device, run.machine.dtype)))
 
 
-def peak_memory_mb(device) -> int:
+def peak_memory_mb(device: torch.device) -> int:
     """本进程到目前为止的峰值：CUDA 是分配过的显存，CPU 是常驻内存。"""
     import torch
 
@@ -366,10 +374,10 @@ def learn() -> dict:
 
 DATA_STEPS = (  # 名字, 脚本, 读的文件（空 = 原始诗歌）
     ("clean", "data_clean.py", ""),
-    ("hug_tokenizer", "hug_face_tokenizer.py", "all_poems.json"),
-    ("bpe_tokenizer", "train_BPEtokennizer.py", "all_poems.json"),
-    ("dataset_one", "train_dataset_one.py", "all_poems.json"),
-    ("dataset_all", "train_dataset_all.py", "all_poems.json"),
+    ("hug_tokenizer", "hug_face_tokenizer.py", artefacts.POEMS),
+    ("bpe_tokenizer", "train_BPEtokennizer.py", artefacts.POEMS),
+    ("dataset_one", "train_dataset_one.py", artefacts.POEMS),
+    ("dataset_all", "train_dataset_all.py", artefacts.POEMS),
 )
 
 
@@ -398,13 +406,13 @@ def data() -> dict:
             result[f"{name}_poems_per_s"] = round(poems / seconds, 1)
             result[f"{name}_mb_per_s"] = round(size / seconds, 3)
         began = time.perf_counter()
-        dataset.load(Path(folder) / "dataset.bin").close()
+        dataset.load(Path(folder) / artefacts.DATASET).close()
         result["dataset_open_seconds"] = round(time.perf_counter() - began, 4)
     result.update(poems=poems, raw_mb=round(_size(raw) / 1e6, 1))
     return result
 
 
-def _size(path) -> int:
+def _size(path: Path) -> int:
     """文件或整个文件夹的字节数。"""
     if path.is_file():
         return path.stat().st_size

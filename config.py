@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+from typing import NoReturn
 
 from poems import options
 
@@ -226,7 +227,7 @@ def check() -> list:
     return problems
 
 
-def _value_problem(name):
+def _value_problem(name: str) -> str | None:
     value = globals()[name]
     if name in _RANGES:
         return _range_problem(name, *_RANGES[name])
@@ -237,7 +238,7 @@ def _value_problem(name):
     return None
 
 
-def _range_problem(name, low, high, closed):
+def _range_problem(name: str, low: float, high: float, closed: bool) -> str | None:
     value = globals()[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name}={value!r} 应当是数"
@@ -252,7 +253,7 @@ def _range_problem(name, low, high, closed):
     )
 
 
-def _parse(argv):
+def _parse(argv: list[str]) -> tuple[list, list, list]:
     """argv → ([(名字, 文本)], 位置参数, 问题)。"""
     given, rest, problems = [], [], []
     words = list(argv)
@@ -277,7 +278,7 @@ def _parse(argv):
     return given, rest, problems
 
 
-def _unknown(key):
+def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key.upper(), names(), n=1, cutoff=0.0)
     return f"没有名为 {key} 的配置；最接近的是 --{near[0]}（--help 列出全部）"
 
@@ -285,7 +286,7 @@ def _unknown(key):
 _DEFAULT_TYPES = {name: type(globals()[name]) for name in names()}
 
 
-def _convert(name, text):
+def _convert(name: str, text: str) -> tuple[object, str | None]:
     kind = _DEFAULT_TYPES[name]
     if kind is str:
         return text, None
@@ -296,7 +297,7 @@ def _convert(name, text):
         return None, f"{name}={text!r} 应当是{want}，例如 --{name}={globals()[name]}"
 
 
-def _check_positional(rest, positional):
+def _check_positional(rest: list, positional: tuple) -> list[str]:
     problems = []
     for index, word in enumerate(rest):
         if index >= len(positional):
@@ -308,7 +309,7 @@ def _check_positional(rest, positional):
     return problems
 
 
-def _help(doc, positional):
+def _help(doc: str, positional: tuple) -> str:
     script = os.path.basename(sys.argv[0] or "脚本.py")
     words = "".join(f" [{'|'.join(allowed) or label}]" for label, allowed in positional)
     rows = [doc.strip(), "", f"用法：python {script}{words} [--名字=值 …]", "", "可覆盖的配置："]
@@ -319,14 +320,14 @@ def _help(doc, positional):
     return "\n".join(rows)
 
 
-def _comments():
+def _comments() -> dict[str, str]:
     """名字 → 本文件里写在同一行的中文注释。"""
     with open(os.path.abspath(__file__), encoding="utf-8") as file:
         found = re.findall(r"^([A-Z][A-Z_]+) = [^#\n]*#\s*(.+)$", file.read(), flags=re.M)
     return dict(found)
 
 
-def _quit(problems):
+def _quit(problems: list[str]) -> NoReturn:
     lines = ["配置有误，什么都还没有做："] + [f"  · {problem}" for problem in problems]
     print("\n".join(lines), file=sys.stderr)
     sys.exit(2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import numbers
 from dataclasses import dataclass, field, make_dataclass
+from typing import Callable
 
 from support.console import UserError
 
@@ -198,7 +199,7 @@ def bounds(option: Option) -> tuple:
 # ── 给人看 ────────────────────────────────────────────────────────────
 
 
-def documented(function):
+def documented(function: Callable) -> Callable:
     """把全部选项写进函数的说明。"""
     rows = [
         f"    {option.name}: {option.label}；{option.note}" for option in (*SAMPLING, *CONTROLS)

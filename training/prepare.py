@@ -7,7 +7,7 @@ import time
 import torch
 
 from gpt import GPT, Execution, GPTConfig
-from support import files, hardware
+from support import artefacts, files, hardware
 from training import optim, resume, warmstart
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -70,7 +70,7 @@ def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None
     ranks.agree(
         {
             **watched,
-            "dataset.bin": corpus.data.fingerprint[:12],
+            artefacts.DATASET: corpus.data.fingerprint[:12],
             "分词器": corpus.tokenizer.fingerprint[:12],
             "设备": machine.device.type,
             "精度": machine.dtype_name,

@@ -58,7 +58,7 @@ def make_server(service: Service, host: str = "127.0.0.1", **options: Any) -> Se
         async def on_tick(self, counter: int) -> bool:
             if service.is_over():
                 service.cancel()
-                self.should_exit = True
+                return True
             return await super().on_tick(counter)
 
     return Polite(config)
