@@ -14,16 +14,20 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import checkpoint
 import config
 import dataset
+from gpt import GPT
 from poems import chat_format, collection, wording
 from support import console, files, hardware
 from support.console import UserError
+from tokenizer import HFTokenizer
 from training import validation
 from writing import originality
+from writing.originality import CopyIndex
 from writing.poet import Poet
 
 SAMPLES = 32  # 写几首来看
@@ -36,8 +40,6 @@ COPY_CHARS = 12  # 相同片段达到这么多字，算这首诗有抄
 
 def validation_poems(data: dataset.PoemDataset) -> list:
     """dataset.bin 验证集里的诗（title、author、para），长诗的各篇接回一首。"""
-    from tokenizer import HFTokenizer
-
     tok = HFTokenizer.from_json(data.tokenizer_json)
     found, parts, done = [], [], set()
     for number in range(*data.range("val")):
@@ -68,7 +70,13 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
 # ── 比特每字 ──────────────────────────────────────────────────────────
 
 
-def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
+def score(
+    model: GPT,
+    tok: HFTokenizer,
+    poems: list,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> dict:
     """模型对这些诗的 bits_per_char、perplexity（每 token）、poems、skipped、chars、tokens。"""
     chat, limit = chat_format.ChatFormat(tok), model.config.max_seq_len
     bodies = [chat_format.body(poem) for poem in poems]
@@ -83,7 +91,7 @@ def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
         raise UserError(f"{len(poems)} 首诗里没有一首放得进 {limit} 个 token 的上下文，无法评测")
     longest = max(len(ids) for ids, _ in documents)
     budget = max(longest, min(8 * limit, 4096))
-    arrays = [tuple(map(_array, pair)) for pair in documents]
+    arrays = [tuple(map(np.asarray, pair)) for pair in documents]
     nats = validation.document_nats(model, arrays, budget=budget, device=device, dtype=dtype)
     total, tokens = float(nats.sum()), sum(sum(mask) for _, mask in documents)
     return {
@@ -94,12 +102,6 @@ def score(model, tok, poems: list, device, dtype=torch.float32) -> dict:
         "chars": chars,
         "tokens": tokens,
     }
-
-
-def _array(numbers):
-    import numpy as np
-
-    return np.asarray(numbers)
 
 
 # ── 写出来的诗 ────────────────────────────────────────────────────────
@@ -150,7 +152,7 @@ def _deviation(values: list) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
-def copies_of(texts: list, index) -> dict:
+def copies_of(texts: list, index: CopyIndex | None) -> dict:
     """有抄的诗所占的份额、最长相同片段的平均与最大字数；没有索引时都是 None。"""
     if index is None or not texts:
         return dict.fromkeys(("copied_share", "longest_copy_mean", "longest_copy"))
@@ -162,7 +164,7 @@ def copies_of(texts: list, index) -> dict:
     }
 
 
-def copy_index(work_dir: str):
+def copy_index(work_dir: str) -> CopyIndex | None:
     """查抄索引；没有 dataset.bin 时为 None。"""
     if not (Path(work_dir) / "dataset.bin").is_file():
         return None
@@ -172,7 +174,16 @@ def copy_index(work_dir: str):
 # ── 汇总 ──────────────────────────────────────────────────────────────
 
 
-def evaluate(path, poems: list, *, device, dtype, index, seed, options: dict) -> dict:
+def evaluate(
+    path: Path,
+    poems: list,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    index: CopyIndex | None,
+    seed: int,
+    options: dict,
+) -> dict:
     """一个检查点的全部指标。"""
     state = checkpoint.load(path)
     model, tok = checkpoint.rebuild(state, device)

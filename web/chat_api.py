@@ -23,19 +23,23 @@ MAX_STOP_CHARS = 64
 class ApiError(Exception):
     """要作为 OpenAI 形状的错误返回的问题；message 会原样给客户端看，不得含路径。"""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param=None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
 
-def error_body(status: int, message: str, code: str | None = None, param=None) -> dict:
+def error_body(
+    status: int, message: str, code: str | None = None, param: str | None = None
+) -> dict:
     """OpenAI 的错误对象。"""
     kinds = {429: "rate_limit_error", 401: "authentication_error"}
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def to_json(data) -> bytes:
+def to_json(data: object) -> bytes:
     """JSON 的 UTF-8 字节；< > & 一律转义，即使被当成 HTML 也只是文字。"""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
@@ -91,7 +95,7 @@ def parse(raw: bytes) -> Ask:
     return ask
 
 
-def check_model(model) -> None:
+def check_model(model: object) -> None:
     """只有一个模型；别的名字是 404。"""
     if not isinstance(model, str):
         raise _wrong("model", "应当是字符串")
@@ -100,7 +104,7 @@ def check_model(model) -> None:
         raise ApiError(404, message, "model_not_found", "model")
 
 
-def last_question(messages) -> str:
+def last_question(messages: object) -> str:
     """最后一条 user 消息的文字。"""
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "应当是非空的数组")
@@ -117,7 +121,7 @@ def last_question(messages) -> str:
     raise _wrong("messages", "里面没有 role 为 user 的消息")
 
 
-def _read_json(raw):
+def _read_json(raw: bytes) -> dict:
     try:
         body = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -127,7 +131,7 @@ def _read_json(raw):
     return body
 
 
-def _check_supported(body):
+def _check_supported(body: dict) -> None:
     for name, label in _UNSUPPORTED.items():
         if body.get(name):
             raise ApiError(400, f"这个模型不支持{label}", "unsupported_parameter", name)
@@ -191,7 +195,7 @@ def _text(body: dict, name: str, limit: int) -> str:
     return value.strip()
 
 
-def _flag(body, name):
+def _flag(body: dict, name: str) -> bool:
     value = body.get(name)
     if value is None:
         return False
@@ -200,7 +204,7 @@ def _flag(body, name):
     return value
 
 
-def _stops(value):
+def _stops(value: object) -> tuple:
     if value is None:
         return ()
     stops = [value] if isinstance(value, str) else value
@@ -212,7 +216,7 @@ def _stops(value):
     return tuple(stops)
 
 
-def _content(content, name):
+def _content(content: object, name: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -222,7 +226,7 @@ def _content(content, name):
     raise _wrong(name, "应当是文字")
 
 
-def _wrong(name, problem):
+def _wrong(name: str, problem: str) -> ApiError:
     return ApiError(400, f"{name} {problem}", "invalid_value", name)
 
 
@@ -298,7 +302,7 @@ class StopFilter:
         return text
 
 
-def _overlap(text, stop):
+def _overlap(text: str, stop: str) -> int:
     """text 的结尾有多长恰是 stop 的开头。"""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
@@ -344,7 +348,7 @@ class Reply:
         """流的最后一块：没有文字，只有用量。"""
         return {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def _chunk(self, index, delta, reason=None):
+    def _chunk(self, index: int, delta: dict, reason: str | None = None) -> dict:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         chunk = {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
         return {**chunk, "usage": None} if self.include_usage else chunk

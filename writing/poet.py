@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
 import checkpoint
+from gpt import GPT
 from kernels.products import half_problem
 from support import hardware
+from tokenizer import HFTokenizer
 from writing import request as requests
 from writing.decoder import Decoder
 from writing.request import Request
@@ -38,9 +40,14 @@ class Poet:
     """载入的模型与分词器，可以反复、并发地用。"""
 
     def __init__(
-        self, model, tok, prompt_kinds: list | None = None, path=None, half: bool = False
+        self,
+        model: GPT,
+        tok: HFTokenizer,
+        prompt_kinds: list | None = None,
+        path: Path | None = None,
+        half: bool = False,
     ) -> None:
-        """half：CPU 上矩阵用 fp16 存（见 Decoder）。"""
+        """model 也可以是 int8 的；half：CPU 上矩阵用 fp16 存（见 Decoder）。"""
         self.model, self.tok, self.path = model, tok, path
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from poems import chat_format, options, wording
 from support.console import UserError
+from tokenizer import HFTokenizer
 from writing import controls
 
 
@@ -28,7 +29,9 @@ class Request:
         return random.SystemRandom().getrandbits(62)
 
 
-def make(tok, limit: int, trained: list | None, question: object, given: dict) -> Request:
+def make(
+    tok: HFTokenizer, limit: int, trained: list | None, question: object, given: dict
+) -> Request:
     """检查一次提问；有问题时抛出 UserError。
 
     limit：上下文有多少 token；trained：模型练过的提示词种类，None = 不知道；
@@ -65,7 +68,7 @@ def _check_controls(question: str, wanted: dict) -> None:
         kind.check(wanted)
 
 
-def _encode_prompt(tok, text: str, limit: int) -> list:
+def _encode_prompt(tok: HFTokenizer, text: str, limit: int) -> list:
     ids = chat_format.render(tok, text) if len(text) <= 64 * limit else None
     if ids is None or len(ids) >= limit:
         size = f"{len(ids)} 个 token" if ids else f"{len(text)} 字"
@@ -73,7 +76,7 @@ def _encode_prompt(tok, text: str, limit: int) -> list:
     return ids
 
 
-def _prefix(tok, wanted: dict) -> list:
+def _prefix(tok: HFTokenizer, wanted: dict) -> list:
     first = wanted.get("first_line")
     if not first:
         return []

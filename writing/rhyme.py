@@ -47,7 +47,7 @@ def group(char: str) -> str | None:
     return _GROUP_OF.get(found[0][0]) if found else None
 
 
-def target(rhyme) -> str | None:
+def target(rhyme: object) -> str | None:
     """chat() 的 rhyme 选项 → 韵部；True 表示由第一行决定（None）。
 
     可以写韵部名（江阳），也可以写一个要押的字。认不出时抛出 UserError。

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from tokenizer import HFTokenizer
 from writing import rhyme
 
 
 class Vocabulary:
     """哪些 token 是标点、带换行、以某个字开头、押某个韵。"""
 
-    def __init__(self, tok) -> None:
+    def __init__(self, tok: HFTokenizer) -> None:
         self.tok = tok
         self.stops = (tok.end_id, tok.pad_id)
         self.special = frozenset(tok.special_ids.values())

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from poems import options
 from tests.fake_engine import FakeEngine, poem
 from training import runlog
 
@@ -171,6 +172,24 @@ def test_several_candidates_with_controls(page, site):
     page.click("#show-options")
     page.click("#reset")
     assert page.text_content("#summary") == "平常"
+
+
+def test_every_option_of_the_table_is_on_the_page(page, site):
+    page.click("#show-options")
+    page.locator("#author").wait_for()
+    ids = page.evaluate("[...document.querySelectorAll('.rows [id]')].map((e) => e.id)")
+    assert {option.name for option in (*options.SAMPLING, *options.CONTROLS)} <= set(ids)
+    page.click("summary")
+    page.fill("#top_k", "7")
+    page.select_option("#context", "slide")
+    page.fill("#min_p", "0.1")
+    page.click("#options .close")
+    assert page.text_content("#summary") == "平常 · 前k 7 · 最小p 0.10 · 写满 slide"
+    ask(page, "雪")
+    written(page)
+    asked = site[0].asked[-1][1]
+    assert (asked["top_k"], asked["context"], asked["min_p"]) == (7, "slide", 0.1)
+    assert asked["max_new_tokens"] == server.DEFAULTS["max_new_tokens"]  # 没有动过的还是默认
 
 
 def test_html_in_a_question_stays_text(page):
