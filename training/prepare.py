@@ -56,6 +56,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         gradients=Gradients(model, machine, settings, ranks, voice),
         stepper=_build_stepper(model, settings, machine),
     )
+    model.grad_checkpoint = settings.grad_checkpoint == "on"
     model.quantum = max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE)
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))
@@ -90,9 +91,7 @@ def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
         rope_theta=settings.rope_theta,
         dropout=settings.dropout,
     )
-    model = GPT(config).to(machine.device)
-    model.grad_checkpoint = settings.grad_checkpoint == "on"
-    return model
+    return GPT(config).to(machine.device)
 
 
 def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:

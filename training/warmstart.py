@@ -25,9 +25,7 @@ HELD_OUT = 0.02  # 末尾这么多相邻对不统计，留着定 w 的两个系�
 _FIT_PAIRS = 512  # 至多用其中多少对
 
 
-def embedding(
-    tokens: np.ndarray, mask: np.ndarray, vocab_size: int, dim: int, seed: int
-) -> tuple:
+def embedding(tokens: np.ndarray, mask: np.ndarray, vocab_size: int, dim: int, seed: int) -> tuple:
     """训练集的 token 与训练标记（各 (N,)）→ (词嵌入 (V, dim), 末归一化权重 (dim,))，fp32。
 
     只统计后一个是训练目标的相邻对；一对也没有时返回 (None, None)。
