@@ -22,7 +22,7 @@ import config
 import dataset
 from gpt import GPT
 from poems import chat_format, collection, wording
-from support import console, files, hardware
+from support import artefacts, console, files, hardware
 from support.console import UserError
 from tokenizer import HFTokenizer
 from training import validation
@@ -61,7 +61,7 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
         if path is None:
             raise UserError(f"没有找到 DATA={given}（当前目录和 {work_dir} 里都没有）")
         return list(collection.iter_poems(path)), str(path)
-    data = dataset.load(Path(work_dir) / "dataset.bin")
+    data = dataset.load(Path(work_dir) / artefacts.DATASET)
     if data.val_is_train:
         return validation_poems(data), "dataset.bin 的训练诗（没有验证集）"
     return validation_poems(data), "dataset.bin 的验证集"
@@ -166,7 +166,7 @@ def copies_of(texts: list, index: CopyIndex | None) -> dict:
 
 def copy_index(work_dir: str) -> CopyIndex | None:
     """查抄索引；没有 dataset.bin 时为 None。"""
-    if not (Path(work_dir) / "dataset.bin").is_file():
+    if not (Path(work_dir) / artefacts.DATASET).is_file():
         return None
     return originality.load(work_dir)
 

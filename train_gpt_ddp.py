@@ -19,10 +19,13 @@ def main() -> int:
     with launch.one_voice():
         config.load(__doc__, argv=launch.drop_launcher_arguments(sys.argv[1:]))
     try:
-        return loop.exit_code(loop.train(config.values()))
+        result = loop.train(config.values())
     except Told:
         launch.wait_to_be_ended()
         return 1
+    if result["stopped"]:
+        launch.leave_undisturbed()
+    return loop.exit_code(result)
 
 
 if __name__ == "__main__":

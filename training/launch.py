@@ -7,6 +7,7 @@ import datetime
 import io
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -49,6 +50,11 @@ def one_voice() -> Iterator[None]:
 def wait_to_be_ended() -> None:
     """等启动器来结束本进程：若先退出，启动器会在 0 号进程说完话之前就结束它。"""
     time.sleep(10)
+
+
+def leave_undisturbed() -> None:
+    """被请求停下、已经收好场的进程：先退出的那个会让启动器来催其余的，不理会，照实报退出码。"""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def set_threads() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Callable, Iterable
 
 import torch
 from torch import nn
@@ -34,19 +33,12 @@ class Muon(torch.optim.Optimizer):
     步长缩放取 max(1, 行/列)^0.5（Keller Jordan 原版，torch.optim.Muon 的 "original"）。
     """
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.0,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self, closure=None):
         for group in self.param_groups:
             by_shape = {}
             for param, parts in zip(group["params"], group["parts"]):
@@ -62,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(piece.reshape(param.shape).to(param.dtype), alpha=scale)
 
-    def _direction(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
+    def _direction(self, param, momentum):
         state = self.state[param]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param)
