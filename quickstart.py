@@ -128,13 +128,13 @@ def inside() -> None:
     _next_commands()
 
 
-def _final_bpc():
+def _final_bpc() -> float:
     import checkpoint
 
     return checkpoint.load(OUT / checkpoint.BEST)["best"]["val_bpc"]
 
 
-def _next_commands():
+def _next_commands() -> None:
     python = Path(sys.executable)
     print(
         f"""
