@@ -1,4 +1,4 @@
-"""test_ddp.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
+"""test_distributed.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
 
 省去测峰值、写诗和画图；可以在指定的更新上给自己发信号（stop_at、signal）、挂住（hang_at）、
 出错（fail_at）、说内存不够（short_at）或被杀死（kill_at），也可以每次更新前歇一会儿（pause 秒）。

@@ -1,4 +1,4 @@
-"""训练测试共用：小数据集、小配置、直接调用 trainer。"""
+"""训练测试共用：小数据集、小配置、直接调用 loop.train。"""
 
 from __future__ import annotations
 

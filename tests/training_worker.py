@@ -1,4 +1,4 @@
-"""test_trainer.py 启动的训练进程：在指定的一刻用 SIGKILL 杀死自己。
+"""test_loop.py 启动的训练进程：在指定的一刻用 SIGKILL 杀死自己。
 
 参数：配置值的 JSON 文件；时刻 none | update:N（第 N 次更新之前）| write:N（第 N 次写文件写到一半）
 | rename:N（第 N 次改名之前）。

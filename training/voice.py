@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from support import console
@@ -16,8 +18,12 @@ class Voice:
         self.bar: Any = None
 
     def say(self, text: str) -> None:
-        if self.ranks.is_main:
+        if not self.ranks.is_main:
+            return
+        try:
             (self.bar.write if self.bar is not None else print)(text)
+        except OSError:  # 终端已经关掉
+            _talk_to_nobody()
 
     def open_bar(self, total: int, unit: str, done: int = 0) -> None:
         """打开进度条。"""
@@ -35,3 +41,8 @@ class Voice:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _talk_to_nobody() -> None:
+    """往后的话都丢掉：训练照常收场，退出时也不因写不出去而改了退出码。"""
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

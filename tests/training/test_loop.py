@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -426,3 +427,23 @@ def test_scripts_run_from_the_command_line(tmp_path, data):
     )
     assert done.returncode == 0, done.stderr
     assert "训练完成" in done.stdout.decode("gbk") and "Traceback" not in done.stderr.decode("gbk")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows 没有伪终端")
+def test_closed_terminal_saves_and_tells_the_truth(tmp_path, data):
+    """关掉终端：做完的更新存下来，说不出话也不要紧，退出码是 128 + SIGHUP。"""
+    import pty
+
+    folder = work_dir(tmp_path / "run", data)
+    chosen = {**SMALL, "WORK_DIR": folder, "TRAIN_ITER": 300000, "SAVE_EVERY": 300000}
+    words = [f"--{name}={value}" for name, value in chosen.items()]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "train_gpt.py"), *words])
+    while os.read(terminal, 4096):  # 子进程意外结束时抛 OSError
+        if len(runlog.read(folder / "train_log.csv")) > 3:
+            break
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGHUP
+    assert checkpoint.load(folder / "checkpoint.bin")["position"]["update"] > 3
