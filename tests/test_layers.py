@@ -32,8 +32,7 @@ def picture():
 
 
 PICTURE = dict(picture())
-DOOR = re.findall(r"\w*[A-Za-z]\w*", re.sub(r"[^\x00-\x7f]", " ", PICTURE["door"]))
-IDEAS = re.findall(r"\w*[A-Za-z]\w*", re.sub(r"[^\x00-\x7f]", " ", PICTURE["ideas"]))
+DOOR, IDEAS = (re.findall(r"[A-Za-z]\w*", PICTURE[room], re.ASCII) for room in ("door", "ideas"))
 # 从下到上；上面的可以用下面的，反过来不行
 ROOMS = list(PICTURE)[::-1]
 LEVEL = {room: level for level, room in enumerate(ROOMS)}
