@@ -516,3 +516,13 @@ def test_confusing_special_token_is_one_message(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "特殊符号 'PAD'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_long_unbroken_text_is_cut_before_training():
+    cut = hug_face_tokenizer.cut_long_runs
+    for text in ("春天来了，花开。" * 200, "", "a b " * 900, "短"):
+        assert cut(text) == [text]
+    for text in ("春" * 5000, " " * 3000 + "春", "。" * 2000, "春天，" + "花" * 1500 + "。开"):
+        pieces = cut(text)
+        assert "".join(pieces) == text and len(pieces) > 1
+        assert max(map(len, pieces)) <= 2 * hug_face_tokenizer.LONG_RUN
