@@ -149,7 +149,8 @@ def _starts_with_title(part: Lines) -> bool:
         return True
     if len(part) < 3 or len(first) > 20 or _STOPS.search(first):
         return False
-    return not part[1].strip() or bool(_AUTHOR_LABEL.match(part[1]))
+    signed = _AUTHOR_LINE.match(part[1]) and len(part) > 3 and not part[2].strip()
+    return not part[1].strip() or bool(signed or _AUTHOR_LABEL.match(part[1]))
 
 
 def by_book_marks(lines: Lines) -> list[Block]:

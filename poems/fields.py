@@ -258,12 +258,12 @@ def title_of(record: dict) -> str:
     return "·".join(part for part in parts if part)
 
 
-def describe(record: Any) -> str:
-    """这样的记录怎样读：“题目=title，作者=author，正文=content”。"""
+def describe(outer: Any = None, record: Any = None) -> str:
+    """一条记录和拆开后的第一首怎样读：“题目=title，作者=author，正文=content”。"""
+    if _is_conversation(outer):
+        return "对话：回答是诗，提问给出题目"
     if not isinstance(record, dict):
         return ""
-    if pick(record, _DIALOGUE_KEYS) is not None or _open_answer(record):
-        return "对话：回答是诗，提问给出题目"
     keys = (
         ("题目", key_of(record, TITLE_KEYS + CHAPTER_KEYS)),
         ("作者", key_of(record, AUTHOR_KEYS)),
@@ -272,8 +272,12 @@ def describe(record: Any) -> str:
     return "，".join(f"{name}={key}" for name, key in keys if key is not None)
 
 
-def _open_answer(record: dict) -> bool:
-    return pick(record, BODY_KEYS) is None and pick(record, _ANSWER_KEYS) is not None
+def _is_conversation(record: Any) -> bool:
+    if isinstance(record, list):
+        return _is_dialogue(record)
+    if not isinstance(record, dict) or pick(record, BODY_KEYS) is not None:
+        return False
+    return pick(record, _DIALOGUE_KEYS) is not None or pick(record, _ANSWER_KEYS) is not None
 
 
 def to_poem(item: Item, where: str, para_is_lines: bool = False) -> RawPoem:

@@ -168,8 +168,7 @@ def _read_json(source: Source) -> tuple[str, Poems]:
     first = list(itertools.islice(found, 1))
     items = (item for record in itertools.chain(first, found) for item in fields.flatten(record))
     start = list(itertools.islice(items, 1))
-    said = fields.describe(first[0]) if first else ""
-    said = said or (fields.describe(start[0].record) if start else "")
+    said = fields.describe(*(record for record in first), *(item.record for item in start))
     by_line = bool(start) and _para_is_lines(source, start[0].record)
     poems = (
         fields.to_poem(item, f"{file.name} 第 {number} 条", by_line)
@@ -308,7 +307,7 @@ def _read_one(source: Source) -> tuple[str, Poems]:
     if source.file.suffix in MARKDOWN_SUFFIXES:
         lines = blocks.without_markdown(lines).split("\n")
     found = blocks.one(lines)
-    return ("作者=题目下的一行" if found.author else ""), iter([_poem(source, found)])
+    return ("题目旁写着作者" if found.author else ""), iter([_poem(source, found)])
 
 
 LAYOUTS = (  # 从上到下，第一个合适的
