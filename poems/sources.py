@@ -78,7 +78,12 @@ class Source:
     @cached_property
     def lines(self) -> list[str]:
         """全文的各行，行尾空白去掉；各种换行都认。"""
-        text = self.text.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff \t\n\u3000")
+        text = (
+            self.text.replace("\r\r\n", "\n")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+            .strip("\ufeff \t\n\u3000")
+        )
         return [line.rstrip() for line in text.split("\n")]
 
 
@@ -212,6 +217,8 @@ def _delimiter(source: Source) -> str | None:
         body = fields.key_of(names, fields.BODY_KEYS)
         if body and fields.key_of(names, fields.TITLE_KEYS + fields.AUTHOR_KEYS):
             return mark
+        if body and source.file.suffix in TABLE_SUFFIXES:
+            return mark  # 只有正文一列
     return None
 
 
@@ -285,7 +292,7 @@ def _read_front_matter(source: Source) -> tuple[str, Poems]:
     found = blocks.Block(title or source.file.stem, author, body)
     first, _, after = body.partition("\n")
     if first.strip("# 《》") == title.strip():  # 文件头里写过的题目不重复
-        found = found._replace(body=after)
+        found = blocks.Block(found.title, found.author, after)
     return "", iter([_poem(source, found)])
 
 
