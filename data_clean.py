@@ -1,6 +1,7 @@
 """清洗诗歌数据：RAW_DATA → WORK_DIR/all_poems.json。
 
-自己认出 .pt 诗文件、JSON、JSON Lines、.txt 和混放它们的文件夹，以及 GBK、带 BOM 的文件；
+自己认出 .pt 诗文件、JSON、JSON Lines、CSV、.txt、Markdown 和混放它们的文件夹，以及 GBK、Big5、
+UTF-16、带 BOM 的文件（全部写法见 poems/sources.py 的表），说明每个文件是怎样读的；
 改好能放心改的，丢掉不能用的和重复的，并说明各是多少、为什么（clean_report.json、clean_lengths.png）。
 没有 RAW_DATA 时清洗 WORK_DIR 里的 all_poems.json，原件留作 all_poems.raw.json。
 """

@@ -54,7 +54,7 @@ def build(
     )
     with tempfile.TemporaryFile(dir=out.parent) as names:
         survey = building.survey(poems_path, names)
-        val = building.choose_val(survey.groups(), val_share, seed)
+        val = building.choose_val(survey.groups(), val_share, seed, np.array(survey.chars))
         encoder = building.Encoder(tokenizer, settings, out.parent)
         with contextlib.closing(encoder):
             with console.progress(len(val), "编码") as bar:

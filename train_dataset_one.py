@@ -56,7 +56,9 @@ def print_report(report: dict, out: Path) -> None:
         numbers = [report[f"{side}_{key}"] for key in ("poems", "documents", "tokens", "trained")]
         print(f"{name:<8}{numbers[0]:>10,}{numbers[1]:>11,}{numbers[2]:>13,}{numbers[3]:>15,}")
     if not report["val_documents"]:
-        print("没有单独的验证诗（VAL_SHARE=0，或诗太少分不开）：验证时用训练诗。")
+        print("没有单独的验证诗（VAL_SHARE=0，或诗太少、太长分不开）：验证时用训练诗。")
+    if report["val_tokens"] > report["train_tokens"]:
+        print("提醒：验证诗比训练诗还多。请加些诗，或换一个 SEED、调小 VAL_SHARE。")
     side = "val" if report["val_documents"] else "train"
     # 每篇末尾的 <|im_end|> 不算字，所以比分词器自己的压缩率略低
     ratio = report[f"{side}_chars"] / max(report[f"{side}_trained"], 1)

@@ -35,7 +35,14 @@ _AUTHOR_LINE = re.compile(
     rf"^[—\-\s（(]*{_DYNASTY}(?:[文诗作][/／:：]\s*)?(?P<author>{_NAME})(?:\s*[著作])?[\s）)]*$"
 )
 _TITLE_AND_AUTHOR = re.compile(
-    rf"^(?P<title>.{{1,30}}?)\s*[/／|｜]\s*{_DYNASTY}(?P<author>{_NAME})$"
+    rf"^(?P<title>\S.{{0,29}}?)(?:\s*(?P<mark>[/／|｜]|\s|\u3000)\s*|(?=[（(]))"
+    rf"{_DYNASTY}[（(]?(?P<author>{_NAME})[）)]?$"
+)
+_BODY_LABEL = re.compile(r"^\s*(?:正文|内容|诗文|content)\s*[:：]\s*$", re.IGNORECASE)
+_SURNAMES = frozenset(
+    "某王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕"
+    "丁任沈姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武"
+    "戴莫孔向汤欧阮艾臧穆冰舒卞闻戈辛"
 )
 _STOPS = re.compile(r"[，。！？；：、…,.!?;:]")
 _TITLED_LINE = re.compile(
@@ -52,16 +59,29 @@ def one(lines: Lines) -> Block:
     if not lines:
         return Block("", "", "")
     title, author = title_line(lines[0])
-    rest, spaced = lines[1:], len(lines) > 1 and not lines[1].strip()
+    rest = _trimmed(lines[1:])
+    spaced = len(lines) > 1 and not lines[1].strip()
     joined = _TITLE_AND_AUTHOR.match(title) if not author and spaced else None
-    if joined:
+    if joined and ((joined.group("mark") or "").strip() or joined.group("author")[0] in _SURNAMES):
         title, author = joined.group("title"), joined.group("author")
-    rest = _trimmed(rest)
-    if not author and len(rest) > 2 and not rest[1].strip() and not spaced:
-        match = _AUTHOR_LINE.match(rest[0])  # 题目、作者各占一行，空一行才是正文
-        if match:
-            author, rest = match.group("author"), rest[2:]
-    return Block(title, author, "\n".join(rest))
+    match = _AUTHOR_LINE.match(rest[0]) if not author and len(rest) > 2 else None
+    if match and _is_signature(match.group("author"), rest, spaced):
+        author, rest = match.group("author"), _trimmed(rest[1:])
+    return Block(title, author, "\n".join(without_label(rest)))
+
+
+def _is_signature(name: str, rest: Lines, spaced: bool) -> bool:
+    """题目下面像人名的一行是作者：紧接题目又空一行，或者姓常见、比下面的诗行短。"""
+    if not rest[1].strip() and not spaced:
+        return True
+    verses = [line.strip() for line in rest[1:] if line.strip()]
+    longer = bool(verses) and min(map(len, verses)) > len(name)
+    return len(name) <= 3 and name[0] in _SURNAMES and longer
+
+
+def without_label(lines: Lines) -> Lines:
+    """去掉写着“正文：”的一行。"""
+    return [line for line in lines if not _BODY_LABEL.match(line)]
 
 
 def title_line(line: str) -> tuple[str, str]:
@@ -117,11 +137,12 @@ def _blocks(parts: list[Lines]) -> list[Block]:
     for part, body, name in zip(parts, bodies, named):
         title, author = title_line(part[0])
         joined = _TITLE_AND_AUTHOR.match(title) if not author else None
+        joined = joined if joined and (joined.group("mark") or "").strip() else None
         if by_line and not author and name:
             author, body = name.group("author"), _trimmed(body[1:])
         elif joined:
             title, author = joined.group("title"), joined.group("author")
-        found.append(Block(title, author, "\n".join(body)))
+        found.append(Block(title, author, "\n".join(without_label(body))))
     return found
 
 
@@ -149,7 +170,8 @@ def _starts_with_title(part: Lines) -> bool:
         return True
     if len(part) < 3 or len(first) > 20 or _STOPS.search(first):
         return False
-    return not part[1].strip() or bool(_AUTHOR_LABEL.match(part[1]))
+    signed = _AUTHOR_LINE.match(part[1]) and len(part) > 3 and not part[2].strip()
+    return not part[1].strip() or bool(signed or _AUTHOR_LABEL.match(part[1]))
 
 
 def by_book_marks(lines: Lines) -> list[Block]:
@@ -181,7 +203,9 @@ def by_headings(lines: Lines) -> list[Block]:
         if len(part) == 1:
             groups[level] = heading.group("title")
             continue
-        [block] = _blocks([part])
+        while _RULE.match(part[-1]):  # 标题之间还画了线
+            part = _trimmed(part[:-1])
+        block = one(part)
         body = without_markdown(block.body.split("\n"))
         names = [name for name in groups.values() if _is_name(name)]
         author = block.author or (names[-1] if names else "")
@@ -234,7 +258,7 @@ def looks_like_many(lines: Lines) -> str:
         (marks, 3, "《题目》"),
         (authors, 2, "“作者：”"),
         (titled, 10, "“题目:正文”"),
-        (gaps, 8, "空两行以上"),
+        (gaps, 1, "空两行以上"),
     ):
         if count >= least:
             return f"像是不止一首（{what}），却按一首读了"
@@ -243,6 +267,7 @@ def looks_like_many(lines: Lines) -> str:
 
 # ── 文件头与 Markdown ─────────────────────────────────────────────────
 
+_ITEM = re.compile(r"^\s*-\s+(.+)$")
 _PAIR = re.compile(r"^(?P<key>[\w\u3400-\u9fff-]+)\s*[:：=]\s*(?P<value>.*)$")
 
 
@@ -253,8 +278,15 @@ def front_matter(lines: Lines) -> tuple[dict, Lines] | None:
     end = next((n for n, line in enumerate(lines[1:40], 1) if line == lines[0]), None)
     if end is None:
         return None
-    pairs = [match for match in map(_PAIR.match, lines[1:end]) if match]
-    head = {match.group("key"): match.group("value").strip().strip("\"'[] ") for match in pairs}
+    head: dict[str, str] = {}
+    key = ""
+    for line in lines[1:end]:
+        pair, item = _PAIR.match(line), _ITEM.match(line)
+        if pair:
+            key = pair.group("key")
+            head[key] = pair.group("value").strip("\"'[] ")
+        elif item and key:  # 值写成下面的几项
+            head[key] = "、".join(filter(None, (head[key], item.group(1).strip("\"' "))))
     return (head, _trimmed(lines[end + 1 :])) if head else None
 
 

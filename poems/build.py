@@ -26,6 +26,8 @@ DOCUMENT_ARRAYS = {  # 每篇文档一个数
     "whole": "uint8",  # 1 = 整首诗连同完整的提示词都在这一篇里
 }
 _BATCH = 512  # 一批编码这么多首诗
+_VAL_SLACK = 10  # 验证诗的字数至多是 VAL_SHARE 的这么多倍
+_VAL_MOST = 0.5  # 也不超过全部的一半
 
 Poems = Iterable[dict]
 
@@ -74,6 +76,7 @@ class Survey:
     def __init__(self, names: BinaryIO) -> None:
         self.names = names
         self.offsets = array.array("q", [0])  # 各段文字的起点：题目、作者、题目、作者……
+        self.chars = array.array("q")  # 各诗正文的字数
         self.signatures: list[np.ndarray] = []
         self.count = 0
 
@@ -83,8 +86,9 @@ class Survey:
             for text in (poem["title"], poem["author"]):
                 self.names.write(text.encode("utf-8", "replace"))
                 self.offsets.append(self.names.tell())
-        forms = [dedup.normal_form(chat_format.body(poem)) for poem in poems]
-        self.signatures.append(dedup.signature(forms))
+        bodies = [chat_format.body(poem) for poem in poems]
+        self.chars.extend(map(len, bodies))
+        self.signatures.append(dedup.signature([dedup.normal_form(body) for body in bodies]))
         self.count += len(poems)
 
     def groups(self) -> np.ndarray:
@@ -104,26 +108,33 @@ class Survey:
             yield text[self.offsets[place] : self.offsets[place + 1]].decode("utf-8")
 
 
-def choose_val(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+def choose_val(
+    groups: np.ndarray, share: float, seed: int, chars: np.ndarray | None = None
+) -> np.ndarray:
     """各诗的组号 (n,) → bool (n,)，True 为验证诗；整组同进退，约占 share，至少一首。
 
-    share 为 0，或只有一组（分不开）时全为 False。
+    chars (n,) 是各诗的字数：验证诗的字数也有限，长诗不会把大半诗集带到验证里。
+    share 为 0，或分不开（只有一组，或每组都太大）时全为 False。
     """
     chosen = np.zeros(len(groups), dtype=bool)
     labels, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if share <= 0 or len(labels) < 2:
         return chosen
+    weights = sizes if chars is None else np.bincount(group_of, weights=chars)
     wanted = max(1, round(len(groups) * share))
+    limit = weights.sum() * min(_VAL_MOST, _VAL_SLACK * share)
     order = list(range(len(labels)))
     random.Random(f"val {seed}").shuffle(order)
     picked = np.zeros(len(labels), dtype=bool)
-    taken = 0
+    taken, weight = 0, 0.0
     for label in order:
-        if taken + sizes[label] <= wanted:
+        if taken + sizes[label] <= wanted and weight + weights[label] <= limit:
             picked[label] = True
             taken += sizes[label]
-    if not taken:
-        picked[min(order, key=lambda label: sizes[label])] = True
+            weight += weights[label]
+    if not taken:  # 每组都比要的大：取最小的一组，只要训练诗还占大半
+        smallest = min(order, key=lambda label: (sizes[label], weights[label]))
+        picked[smallest] = weights[smallest] <= weights.sum() * _VAL_MOST
     return picked[group_of]
 
 

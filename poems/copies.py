@@ -55,14 +55,15 @@ class Index:
 
     def forget(self, count: int) -> None:
         """只留前 count 首，后面的当作没有放过。"""
-        for numbers in (self.offsets, self.lengths, self.digests, self.title_keys):
-            self._position = self.offsets[count] if numbers is self.offsets else self._position
-            del numbers[count:]
-        del self.anonymous[count:]
+        if count == len(self.offsets):
+            return
+        self._position = self.offsets[count]
         self.spill.seek(self._position)
         self.spill.truncate()
+        for numbers in (self.offsets, self.lengths, self.anonymous, self.digests, self.title_keys):
+            del numbers[count:]
         signed = sum(map(len, self._signatures))
-        while signed > count:
+        while signed > count:  # 已经算过签名的，整批整批地退
             last = self._signatures.pop()
             signed -= len(last)
             if signed < count:

@@ -125,7 +125,7 @@ def _open(value: dict, outer: Item, depth: int) -> Iterator[Item]:
     if isinstance(dialogue, list) and _is_dialogue(dialogue):
         yield from _answers(dialogue, outer)
     elif body is None and answer is not None:
-        yield _answer(" ".join(text_of(value.get(key)) for key in _QUESTION_KEYS), answer, outer)
+        yield _answer([text_of(value.get(key)) for key in _QUESTION_KEYS], answer, outer)
     elif body is not None and not (_holds_records(body) and not _are_lines(value, body)):
         yield Item(value, author, outer.title)
     elif body is not None:
@@ -140,6 +140,11 @@ def _named(value: dict, outer: Item, depth: int) -> Iterator[Item]:
     groups = {key: inner for key, inner in value.items() if _holds_records(inner)}
     if not groups and not _known(value):
         groups = {key: inner for key, inner in value.items() if isinstance(inner, dict) and inner}
+        if value and all(map(_is_whole_poems, value.values())):
+            for key, inner in value.items():
+                author = str(key) if _is_name(key) else outer.author
+                yield from (Item(text, author) for text in inner)
+            return
         if value and all(_is_titled_text(key, inner) for key, inner in value.items()):
             for key, text in value.items():
                 yield Item({"title": key, "content": text}, outer.author)
@@ -187,6 +192,13 @@ def _is_name(key: Any) -> bool:
     ) and text not in (*TITLE_KEYS, *AUTHOR_KEYS, *BODY_KEYS)
 
 
+def _is_whole_poems(value: Any) -> bool:
+    """一串各有几行的文字：每项是一首。"""
+    return isinstance(value, list) and all(
+        isinstance(text, str) and "\n" in text.strip() for text in value
+    )
+
+
 def _is_titled_text(key: Any, text: Any) -> bool:
     lines = text if isinstance(text, list) else [text]
     if not lines or not all(isinstance(line, str) for line in lines):
@@ -216,7 +228,7 @@ def _answers(turns: list, outer: Item) -> Iterator[Item]:
         if _role(turn).lower() in _ASKERS:
             question = text_of(said)
         elif _role(turn).lower() in _ANSWERERS:
-            yield _answer(question, said, outer)
+            yield _answer([question], said, outer)
 
 
 _TITLES = (
@@ -231,13 +243,13 @@ _TITLES = (
 _ASKS = re.compile(r"[写作来赋创]|请|帮|生成|诗")
 
 
-def _answer(question: str, answer: Any, outer: Item) -> Item:
-    """一问一答 → 诗的记录；提问里没有写明题目、又短得像题目时，它自己就是题目。"""
-    question = question.strip()
+def _answer(asked: list[str], answer: Any, outer: Item) -> Item:
+    """一问一答 → 诗的记录；提问里没有写明题目、有一段又短得像题目时，它就是题目。"""
+    asked = [text.strip() for text in asked if text.strip()]
+    question = " ".join(asked)
     found = next((match for match in (p.search(question) for p in _TITLES) if match), None)
-    title = found.group(1).strip() if found else ""
-    if not title and len(question) <= 15 and not _ASKS.search(question):
-        title = question
+    short = [text for text in asked if len(text) <= 15 and not _ASKS.search(text)]
+    title = found.group(1).strip() if found else "".join(short[:1])
     text = answer.strip() if isinstance(answer, str) else answer
     if isinstance(text, str):
         heading = re.match(r"\W{0,2}《([^》]{1,40})》\W{0,2}\n", text)
@@ -258,12 +270,12 @@ def title_of(record: dict) -> str:
     return "·".join(part for part in parts if part)
 
 
-def describe(record: Any) -> str:
-    """这样的记录怎样读：“题目=title，作者=author，正文=content”。"""
+def describe(outer: Any = None, record: Any = None) -> str:
+    """一条记录和拆开后的第一首怎样读：“题目=title，作者=author，正文=content”。"""
+    if _is_conversation(outer):
+        return "对话：回答是诗，提问给出题目"
     if not isinstance(record, dict):
         return ""
-    if pick(record, _DIALOGUE_KEYS) is not None or _open_answer(record):
-        return "对话：回答是诗，提问给出题目"
     keys = (
         ("题目", key_of(record, TITLE_KEYS + CHAPTER_KEYS)),
         ("作者", key_of(record, AUTHOR_KEYS)),
@@ -272,13 +284,19 @@ def describe(record: Any) -> str:
     return "，".join(f"{name}={key}" for name, key in keys if key is not None)
 
 
-def _open_answer(record: dict) -> bool:
-    return pick(record, BODY_KEYS) is None and pick(record, _ANSWER_KEYS) is not None
+def _is_conversation(record: Any) -> bool:
+    if isinstance(record, list):
+        return _is_dialogue(record)
+    if not isinstance(record, dict) or pick(record, BODY_KEYS) is not None:
+        return False
+    return pick(record, _DIALOGUE_KEYS) is not None or pick(record, _ANSWER_KEYS) is not None
 
 
 def to_poem(item: Item, where: str, para_is_lines: bool = False) -> RawPoem:
     """一条记录 → 诗。字段缺失、为空或类型不对时给出 reason，不抛错。"""
     record = item.record
+    if isinstance(record, str) and "\n" in record.strip():
+        return RawPoem(where, item.title, record, item.author)
     if not isinstance(record, dict):
         return RawPoem(where, "", text_of(record), "", reason=NOT_A_POEM)
     title = title_of(record) or item.title

@@ -97,6 +97,7 @@ _WRITTEN_N = re.compile(
     rf"(?<=[{_WIDE}])[ ]*(?:(?:[/\\]r)?[/\\]n[ ]*|\\r[ ]*)+(?=[{_WIDE}]|$)", re.MULTILINE
 )
 _BETWEEN = re.compile(rf"(?<=[{_WIDE}])[ \u3000]*([|｜/／]+)[ \u3000]*(?=[{_WIDE}])")
+_LONG_LINE = 30  # 用 / 隔开的各行平均不超过这么多字
 _WIDE_GAP = re.compile("(?<=[^\\s])\u3000{2,}(?=[^\\s])")
 
 _DROPPED_BLOCK = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
@@ -140,9 +141,16 @@ def _read_slash_n(text: str) -> str:
 
 
 def _read_marks(text: str) -> str:
-    """行与行之间写着 | 或 / 的诗：汉字之间至少两处，比真的换行多；连写两个是空一行。"""
+    """行与行之间写着 | 或 / 的诗：汉字之间至少两处；连写两个是空一行。
+
+    诗里本来就用的斜线不动：除了段与段之间的空行，还有别的换行、或每行太长的，不这样读。
+    """
     found = _BETWEEN.findall(text)
     if len(found) < 2 or len(found) < text.count("\n"):
+        return text
+    slashes = any(mark[0] in "/／" for mark in found)
+    broken = "\n" in text.replace("\n\n", "") or len(text) > _LONG_LINE * len(found)
+    if slashes and broken:
         return text
     return _BETWEEN.sub(lambda match: "\n" * min(len(match.group(1)), 2), text)
 

@@ -88,15 +88,25 @@ def _guess(chunks: Iterable[bytes]) -> str:
 
 
 def is_wide(data: bytes) -> str:
-    """没有 BOM 的 UTF-16 的编码名；不是时为空串。看起来要几乎全是汉字与 ASCII，NUL 只在一侧。"""
+    """没有 BOM 的 UTF-16 的编码名；不是时为空串。读出来要几乎全是汉字与 ASCII。"""
     sample = data[: _SAMPLE - len(data[:_SAMPLE]) % 2]
-    zeros = sample[::2].count(0), sample[1::2].count(0)
-    if len(sample) < 4 or not any(zeros):
-        return ""
-    encoding = "utf-16-le" if zeros[1] >= zeros[0] else "utf-16-be"
-    text = sample.decode(encoding, "replace")
-    usual = sum(1 for char in text if _USUAL.match(char))
-    return encoding if usual * 20 > len(text) * 19 and min(zeros) * 10 < max(zeros) else ""
+    zeros = sample.count(0)
+    if len(sample) < 4 or not zeros or (zeros * 4 < len(sample) and _is_utf8(sample)):
+        return ""  # 夹着个别 NUL 的 UTF-8 不算
+    shares = {
+        encoding: len(_USUAL.findall(sample.decode(encoding, "replace"))) * 2 / len(sample)
+        for encoding in ("utf-16-le", "utf-16-be")
+    }
+    best = max(shares, key=lambda encoding: shares[encoding])
+    return best if shares[best] > 0.95 else ""
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")("strict").decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 _SAMPLE = 1 << 14

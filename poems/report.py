@@ -124,7 +124,8 @@ class Report:
 def _table(rows: list[dict]) -> Iterable[str]:
     width = max(console.width(row["reason"]) for row in rows)
     for row in rows:
-        examples = "；".join(_example(example) for example in row["examples"])
+        shown = row["examples"][: None if row["count"] <= FILES else EXAMPLES]
+        examples = "；".join(_example(example) for example in shown)
         yield f"  {console.pad(row['reason'], width)}  {row['count']:>7}  {examples}"
 
 

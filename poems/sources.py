@@ -78,7 +78,12 @@ class Source:
     @cached_property
     def lines(self) -> list[str]:
         """全文的各行，行尾空白去掉；各种换行都认。"""
-        text = self.text.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff \t\n\u3000")
+        text = (
+            self.text.replace("\r\r\n", "\n")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+            .strip("\ufeff \t\n\u3000")
+        )
         return [line.rstrip() for line in text.split("\n")]
 
 
@@ -168,8 +173,7 @@ def _read_json(source: Source) -> tuple[str, Poems]:
     first = list(itertools.islice(found, 1))
     items = (item for record in itertools.chain(first, found) for item in fields.flatten(record))
     start = list(itertools.islice(items, 1))
-    said = fields.describe(first[0]) if first else ""
-    said = said or (fields.describe(start[0].record) if start else "")
+    said = fields.describe(*(record for record in first), *(item.record for item in start))
     by_line = bool(start) and _para_is_lines(source, start[0].record)
     poems = (
         fields.to_poem(item, f"{file.name} 第 {number} 条", by_line)
@@ -213,6 +217,8 @@ def _delimiter(source: Source) -> str | None:
         body = fields.key_of(names, fields.BODY_KEYS)
         if body and fields.key_of(names, fields.TITLE_KEYS + fields.AUTHOR_KEYS):
             return mark
+        if body and source.file.suffix in TABLE_SUFFIXES:
+            return mark  # 只有正文一列
     return None
 
 
@@ -286,7 +292,7 @@ def _read_front_matter(source: Source) -> tuple[str, Poems]:
     found = blocks.Block(title or source.file.stem, author, body)
     first, _, after = body.partition("\n")
     if first.strip("# 《》") == title.strip():  # 文件头里写过的题目不重复
-        found = found._replace(body=after)
+        found = blocks.Block(found.title, found.author, after)
     return "", iter([_poem(source, found)])
 
 
@@ -308,7 +314,7 @@ def _read_one(source: Source) -> tuple[str, Poems]:
     if source.file.suffix in MARKDOWN_SUFFIXES:
         lines = blocks.without_markdown(lines).split("\n")
     found = blocks.one(lines)
-    return ("作者=题目下的一行" if found.author else ""), iter([_poem(source, found)])
+    return ("题目旁写着作者" if found.author else ""), iter([_poem(source, found)])
 
 
 LAYOUTS = (  # 从上到下，第一个合适的

@@ -506,3 +506,50 @@ def test_script_end_to_end(raw: Path, work: Path) -> None:
     )
     assert bad.returncode == 1
     assert "Traceback" not in bad.stderr and "sheepzh/poetry" in bad.stderr
+
+
+# ── 坏文件、读法 ──────────────────────────────────────────────────────
+
+
+def test_one_broken_file_does_not_stop_the_others(raw: Path, work: Path, capsys) -> None:
+    write(raw / "a.json", [poem(1)])
+    write(raw / "b.jsonl", json.dumps(poem(2)) + "\n" + json.dumps(poem(1)) + '\n{"title": ')
+    write(raw / "c.json", [poem(3), poem(4, para=["短"])])
+    assert [item["title"] for item in clean(raw, work)] == ["诗1甲", "诗3甲"]
+    out = capsys.readouterr().out
+    assert "b.jsonl" in out and "第 3 行" in out
+    found = report(work)
+    assert found["poems_read"] == 3 and counts(work) == {mend.TOO_SHORT: 1}
+    assert [row["examples"] for row in found["broken_files"]] == [[{"where": "b.jsonl"}]]
+
+
+def test_only_broken_files_are_an_error(raw: Path, work: Path) -> None:
+    write(raw / "a.json", "[{")
+    write(raw / "b.json", "[{")
+    with pytest.raises(UserError, match=r"a\.json") as caught:
+        clean(raw, work)
+    assert "b.json" in str(caught.value) and "没有改动任何文件" in str(caught.value)
+
+
+def test_forgotten_poems_leave_no_trace(raw: Path, work: Path, monkeypatch) -> None:
+    """签名分批算，忘掉的诗正好跨过几批：结果与没有这个文件时逐字节相同。"""
+    monkeypatch.setattr(copies, "_BATCH", 3)
+    for count in (1, 2, 3, 7):
+        write(raw / "a.json", [poem(n) for n in range(count)])
+        write(raw / "c.json", [poem(n) for n in range(50, 54)])
+        clean(raw, work)
+        wanted = (work / "all_poems.json").read_bytes()
+        write(raw / "b.jsonl", "\n".join(json.dumps(poem(n)) for n in range(20, 31)) + "\n{")
+        clean(raw, work)
+        assert (work / "all_poems.json").read_bytes() == wanted
+        (raw / "b.jsonl").unlink()
+
+
+def test_how_each_file_was_read_is_reported(raw: Path, work: Path, capsys) -> None:
+    write(raw / "a.csv", f"题目,作者,内容\n灯,某乙,{verse(1, 1, 30)}\n")
+    write(raw / "b.json", [poem(2)])
+    clean(raw, work)
+    rows = {row["reason"]: row["examples"] for row in report(work)["layouts"]}
+    assert rows["按 CSV 读，题目=题目列，作者=作者列，正文=内容列"] == [{"where": "a.csv"}]
+    assert "按 JSON 读，题目=title，作者=author，正文=para" in rows
+    assert "a.csv" in capsys.readouterr().out

@@ -392,3 +392,27 @@ def test_broken_tokenizer_is_explained(source, tmp_path):
     done = run("train_dataset_one.py", tmp_path)
     assert done.returncode == 1 and "python hug_face_tokenizer.py" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ── 长诗与验证 ────────────────────────────────────────────────────────
+
+
+def test_a_long_poem_is_not_the_validation(tok, tmp_path):
+    poems = [invent(1, 800), invent(2)]
+    for seed in range(6):
+        source = write_poems(tmp_path / "p.json", poems)
+        data, _ = build(source, tok, tmp_path / f"{seed}.bin", seed=seed)
+        with data:
+            assert data.header["val_tokens"] < data.header["train_tokens"]
+            assert not data.val_is_train
+
+
+def test_chars_bound_the_validation_share():
+    groups, chars = np.arange(100), np.ones(100)
+    chars[7] = 1000
+    for seed in range(30):
+        chosen = building.choose_val(groups, 0.02, seed, chars)
+        assert chosen.sum() == 2 and not chosen[7]
+    alone = building.choose_val(np.array([0, 0, 2]), 0.5, 1, np.array([1, 1, 9]))
+    assert alone.tolist() == [True, True, False]
+    assert not building.choose_val(np.array([0, 1, 1]), 0.02, 1, np.array([9, 1, 1])).any()
