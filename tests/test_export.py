@@ -13,6 +13,7 @@ import config
 import export
 from gpt import GPT, GPTConfig
 from poems import chat_format
+from support import files
 from support.console import UserError
 from tokenizer import HFTokenizer
 from writing import gguf_file, hugging_face
@@ -464,7 +465,7 @@ def test_failed_export_leaves_the_old_one(work_dir, state, monkeypatch):
     def fail(*_):
         raise UserError("写到一半")
 
-    monkeypatch.setattr(export, "_write_json", fail)
+    monkeypatch.setattr(files, "write_json", fail)
     with pytest.raises(UserError):
         run(monkeypatch, "--FORMAT=hf")
     assert (work_dir / "export_hf" / "config.json").stat().st_mtime_ns == before
