@@ -33,12 +33,19 @@ class Muon(torch.optim.Optimizer):
     步长缩放取 max(1, 行/列)^0.5（Keller Jordan 原版，torch.optim.Muon 的 "original"）。
     """
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
+    def __init__(
+        self,
+        params: list,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             by_shape = {}
             for param, parts in zip(group["params"], group["parts"]):
@@ -54,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(piece.reshape(param.shape).to(param.dtype), alpha=scale)
 
-    def _direction(self, param, momentum):
+    def _direction(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
         state = self.state[param]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param)
