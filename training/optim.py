@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(piece.reshape(param.shape).to(param.dtype), alpha=scale)
 
-    def _direction(self, param: nn.Parameter, momentum: float) -> torch.Tensor:
+    def _direction(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
         state = self.state[param]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(param)

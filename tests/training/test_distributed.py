@@ -261,7 +261,7 @@ def test_a_signal_to_one_process_is_everyones_exit_code(pair):
     for name, number in (("half", signal.SIGTERM), ("hangup", signal.SIGHUP)):
         codes = [loop.exit_code(outcome["result"]) for outcome in outcomes[name]]
         assert codes == [128 + number] * 2
-        assert checkpoint.load(folder / name / checkpoint.NEWEST)["position"]["update"] >= HALF
+        assert checkpoint.load(folder / name / artefacts.CHECKPOINT)["position"]["update"] >= HALF
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="线程的名字取自 /proc")
@@ -277,7 +277,7 @@ def test_a_failure_of_one_process_ends_the_other(pair):
     folder, outcomes = pair
     assert outcomes["failed"][1]["failed"] == "ZeroDivisionError"
     assert outcomes["failed"][0]["kind"] == "LostPeer"
-    assert checkpoint.load(folder / "failed" / checkpoint.NEWEST)["position"]["update"] == HALF
+    assert checkpoint.load(folder / "failed" / artefacts.CHECKPOINT)["position"]["update"] == HALF
 
 
 # ── 出错时说清楚 ──────────────────────────────────────────────────────
