@@ -111,9 +111,21 @@ class Ranks:
 
     def refuse(self, message: str) -> None:
         """全体都要退出时：一台机器上只由一个进程说明原因。"""
+        self._let_others_read()
         if self.reads_files:
             raise UserError(message)
         raise Told
+
+    def _let_others_read(self) -> None:
+        """存储可能就在 0 号进程里：它先走，还没读完的别人会以为失去联系。"""
+        if self.store is None:
+            return
+        deadline = time.monotonic() + 5
+        with contextlib.suppress(RuntimeError):
+            there = self.store.add("refused", 1)
+            while self.rank == 0 and there < self.world_size and time.monotonic() < deadline:
+                time.sleep(0.02)
+                there = self.store.add("refused", 0)
 
     # ── 训练之中 ──────────────────────────────────────────────────────
 

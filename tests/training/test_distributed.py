@@ -292,6 +292,7 @@ def test_disagreement_is_told_at_start(pair):
     ):
         message = outcomes[name][0]["refused"]
         assert all(word in message for word in words), message
+        assert outcomes[name][1]["kind"] == "UserError"  # 不是「失去联系」
         assert not (folder / name / artefacts.CHECKPOINT).exists()
 
 
