@@ -49,6 +49,7 @@ class State(Model, total=False):
     position: dict  # 训练到了哪里
     optimizer: dict  # 各优化器的状态
     scaler: dict  # fp16 的损失缩放
+    split: int  # 一个微批次分几份算；dropout 的种子里有第几份
 
 
 _REQUIRED = ("version", "model_config", "weights", "tokenizer", "prompt_kinds", "config")
@@ -97,18 +98,37 @@ def save(path: Path, state: State, keep_previous: bool = False) -> None:
     磁盘满等写不下的情况抛 UserError，旧文件不动。
     """
     path = Path(path)
-    state = {"version": VERSION, "sealed": True, **state}
+    state = on_host({"version": VERSION, "sealed": True, **state})
     previous = path.with_name(CHECKPOINT_PREVIOUS) if keep_previous else None
     try:
         with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
             _seal(file)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_write_error(error):
+            raise
         need, free = _bytes_of(state) >> 20, files.free_bytes(path.parent) >> 20
         raise UserError(
             f"写不下检查点 {path}（约需 {need} MB，磁盘剩 {free} MB）：{error}\n"
             "旧的检查点原样还在。请腾出空间，再运行同一条命令接着训练。"
         ) from error
+
+
+def on_host(value: Any) -> Any:
+    """普通类型里的张量都搬到内存：先搬，设备上的错误才不会冒充写不下。"""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(on_host, value))
+    return value
+
+
+def _is_write_error(error: RuntimeError) -> bool:
+    """torch.save 把写不下的 OSError 说成 RuntimeError。"""
+    marks = ("PytorchStreamWriter", "unexpected pos", "inline_container")
+    return any(mark in str(error) for mark in marks)
 
 
 def _seal(file: BinaryIO) -> None:

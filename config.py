@@ -57,7 +57,7 @@ DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
-SAVE_EVERY = 1000  # 每多少次迭代保存检查点
+SAVE_EVERY = 1000  # 每多少次迭代保存检查点；显卡算得快，这三样合起来超过时间的 2% 就推迟
 EVAL_EVERY = 1000  # 每多少次迭代验证一次
 SAMPLE_EVERY = 1000  # 每多少次迭代写一首示例诗
 EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提前结束

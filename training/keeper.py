@@ -5,11 +5,13 @@ Keeper 什么也不做，测速用它的子类；Records 是真正的训练用�
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any
+import time
+from typing import Any, Callable, Iterator
 
 import checkpoint
-from support import artefacts, files
+from support import artefacts, files, hardware
 from support.console import UserError
 from training import resume, runlog, samples, validation
 from training.position import Best
@@ -17,6 +19,8 @@ from training.reporter import Reporter
 from training.run import Run
 from training.schedule import ByUpdates
 
+SLOWED = ("cuda",)  # 这些设备上验证、写诗、保存至多占 _BOUNDARY_SHARE 的时间
+_BOUNDARY_SHARE = 0.02
 _OUTPUTS = (
     artefacts.CHECKPOINT,
     artefacts.CHECKPOINT_PREVIOUS,
@@ -57,6 +61,26 @@ class Keeper:
         self.run.voice.close()
 
 
+class Pace:
+    """边界上的事至多占 share 的时间：显卡算得快，照次数来会太密。只按已经用掉的时间决定。"""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share, self._clock = share, clock
+        self._cost, self._ended = 0.0, clock()
+
+    def allows(self) -> bool:
+        """上一次用掉的时间，后来的训练摊得薄了没有。"""
+        return self._clock() - self._ended >= self._cost * (1 / self.share - 1)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """在里面做边界上的事。"""
+        began = self._clock()
+        yield
+        self._ended = self._clock()
+        self._cost = self._ended - began
+
+
 class Records(Keeper):
     """在 WORK_DIR 里留下检查点、记录、示例诗和曲线。"""
 
@@ -65,6 +89,8 @@ class Records(Keeper):
         self.schedule = schedule
         self.reporter = Reporter(run)
         self._log: Any = None
+        self._pace = Pace(_BOUNDARY_SHARE)
+        self._owed = set()  # 到了次数、推迟着的事
 
     def open(self) -> None:
         """新的训练把旧产物改名留着；续训把记录裁到检查点的位置。"""
@@ -93,17 +119,31 @@ class Records(Keeper):
         self.reporter.foretell()
 
     def _at_boundary(self, row: dict) -> None:
-        s, here = self.run.settings, self.run.position
-        if self._due(s.eval_every):
-            row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
-        if self._due(s.sample_every):
-            self._write_sample(row["iter"])
-        here.pending = None
-        if self._log is not None:
-            self._log.add(row)
-        if self._due(s.save_every):
-            self._save()
+        due = self._due_now()
+        with self._pace.working() if due else contextlib.nullcontext():
+            if "eval" in due:
+                row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
+            if "sample" in due:
+                self._write_sample(row["iter"])
+            self.run.position.pending = None
+            if self._log is not None:
+                self._log.add(row)
+            if "save" in due:
+                self._save()
         self.reporter.show(row)
+
+    def _due_now(self) -> set:
+        """这次更新之后要做的事：eval、sample、save；太密的时候先欠着。"""
+        s, run = self.run.settings, self.run
+        every = {"eval": s.eval_every, "sample": s.sample_every, "save": s.save_every}
+        self._owed |= {name for name, number in every.items() if self._due(number)}
+        if self._owed and run.machine.device.type in SLOWED and not s.early_stop:
+            last = self.schedule.is_complete(run.position)
+            mine = run.ranks.is_main and (last or self._pace.allows())
+            if not run.ranks.sum([float(mine)])[0]:  # 各进程听一个的，才会一起验证
+                return set()
+        due, self._owed = self._owed, set()
+        return due
 
     def _due(self, every: int) -> bool:
         """这次更新是不是刚到（或刚过）every 次迭代的整数倍；最后一次总是。"""
@@ -126,7 +166,14 @@ class Records(Keeper):
     def _write_sample(self, iteration: int) -> None:
         if not self.run.ranks.is_main:
             return
-        text = samples.poem(self.run, samples.QUESTION, seed=iteration)
+        try:
+            text = samples.poem(self.run, samples.QUESTION, seed=iteration)
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            self.run.voice.say("警告：显存不够写示例诗，跳过这一首；训练继续。")
+            hardware.forget_freed_memory(self.run.machine.device)
+            return
         runlog.add_sample(self.run.folder / artefacts.SAMPLES, iteration, samples.QUESTION, text)
 
     def _write(self, name: str, full: bool, final: bool = False) -> bool:

@@ -54,6 +54,8 @@ class Reporter:
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
             f"预计峰值内存：{memory.pretty(memory_bytes)}（不含 CUDA 上下文与碎片）",
         ]
+        if machine.warning:
+            lines.append(f"注意：{machine.warning}")
         if run.warm_seconds:
             lines.append(f"起点：词嵌入由训练集的相邻词统计算出（{run.warm_seconds:.1f} 秒）")
         if run.resumed:
@@ -111,7 +113,7 @@ class Reporter:
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
             f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
-            "python evaluate.py 评测" + run.ranks.report()
+            "python evaluate.py 评测" + run.ranks.report() + run.machine.peak_report()
         )
 
     def interrupted(self) -> None:

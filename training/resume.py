@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 import checkpoint
+from support import cuda, hardware
 from support.console import UserError
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -38,6 +39,7 @@ def state_of(run: Run, full: bool = True) -> dict:
         "config": dict(run.values),
         "dataset": data.fingerprint,
         "chosen": run.machine.chosen(),
+        "split": run.gradients.split,  # dropout 的种子里有第几份
         **run.position.to_dict(),
     }
     if full:
@@ -52,7 +54,10 @@ def restore(run: Run, saved: dict) -> None:
     run.stepper.optimizers.load_state_dict(saved["optimizer"])
     run.stepper.scale.load_state_dict(saved["scaler"])
     run.position = Position.from_dict(saved)
-    run.resumed, run.taken_over = True, changes(saved["config"], run.values)
+    if saved["chosen"]["DEVICE"] == run.machine.device.type:  # 别的设备分几份由它自己定
+        run.gradients.split = max(run.gradients.split, saved.get("split", 1))
+    moved = _moved(run, saved["chosen"])
+    run.resumed, run.taken_over = True, [*changes(saved["config"], run.values), *moved]
 
 
 def find(values: dict, settings: Settings, corpus: Corpus) -> dict | None:
@@ -105,16 +110,35 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
 
 
 def reuse_choices(values: dict, chosen: dict) -> Settings:
-    """auto 的选择随检查点沿用；那时的设备现在没有就重新选。"""
+    """auto 的精度随检查点沿用，只要还在同样的设备上、它又有这种精度的硬件。
+
+    设备和编译每次都重新选：现在有了显卡就用显卡，没有了编译器就不编译；都不改变模型。
+    """
     values = dict(values)
-    for name, choice in chosen.items():
-        if values[name] == "auto" and not (name == "DEVICE" and not _device_there(choice)):
-            values[name] = choice
+    kind = values["DEVICE"]
+    if kind == "auto":
+        kind = hardware.pick_device("auto").type
+    if values["DTYPE"] == "auto" and kind == chosen["DEVICE"] and _has(kind, chosen["DTYPE"]):
+        values["DTYPE"] = chosen["DTYPE"]
     return Settings.pick(values)
 
 
-def _device_there(name: str) -> bool:
-    return name != "cuda" or torch.cuda.is_available()
+def _has(kind: str, dtype: str) -> bool:
+    """显卡有没有这种精度的硬件；别的设备照旧。"""
+    if kind != "cuda" or dtype == "fp32":
+        return True
+    device = torch.device(kind)
+    return cuda.has_bf16(device) if dtype == "bf16" else cuda.has_fast_fp16(device)
+
+
+def _moved(run: Run, chosen: dict) -> list:
+    """auto 这次选了别的设备或精度，给人看的。"""
+    now = run.machine.chosen()
+    return [
+        f"{name}：{chosen[name]} → {now[name]}（auto）"
+        for name in ("DEVICE", "DTYPE")
+        if run.values[name] == "auto" and chosen[name] != now[name]
+    ]
 
 
 def changes(old: dict, new: dict) -> list:

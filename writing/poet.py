@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
+import torch
+
 import checkpoint
 from gpt import GPT
 from kernels.products import half_problem
@@ -46,12 +48,13 @@ class Poet:
         prompt_kinds: list | None = None,
         path: Path | None = None,
         half: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """model 也可以是 int8 的；half：CPU 上矩阵用 fp16 存（见 Decoder）。"""
+        """model 也可以是 int8 的；见 Decoder：half：CPU 上矩阵用 fp16 存；dtype：全部用它算。"""
         self.model, self.tok, self.path = model, tok, path
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config
-        self.decoder = Decoder(model, half=half)
+        self.decoder = Decoder(model, dtype, half)
         self.vocabulary = Vocabulary(tok)
 
     @classmethod
@@ -61,7 +64,8 @@ class Poet:
         """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。
 
         dtype 为 auto 或 fp16 时 CPU 上矩阵存成 fp16（激活与累加仍是 fp32），快近一倍，
-        几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上都用 fp32 计算。
+        几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
+        半精度省不了多少；明说了 fp16、bf16 就用它。
         """
         path = Path(checkpoint.find(work_dir, given)).resolve()
         status = path.stat()
@@ -72,9 +76,11 @@ class Poet:
                 chosen = hardware.pick_device(device)
                 model, tok = checkpoint.rebuild(state, chosen)
                 half = dtype in ("auto", "fp16") and half_problem(chosen) is None
+                exact = chosen.type != "cuda" or dtype == "auto"
+                precision = None if exact else hardware.pick_dtype(dtype, chosen)
                 for old in [other for other in _loaded if other[0] == key[0]]:
                     del _loaded[old]
-                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half)
+                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half, precision)
             return _loaded[key]
 
     def request(self, question: object = None, **given: object) -> Request:
