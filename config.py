@@ -86,6 +86,8 @@ CONTEXT = "stop"  # 写满 MAX_SEQ_LEN 时：stop 停下 | slide 丢掉最早的
 HOST = "127.0.0.1"  # serve.py 监听地址；不是本机回环时必须设置 API_KEY
 PORT = 8000  # serve.py 端口
 API_KEY = ""  # serve.py 的密钥；空 = 不要求
+ALLOWED_HOSTS = ""  # serve.py 没有密钥时另外认的主机名，逗号分开，如 host.docker.internal
+CORS_ORIGINS = ""  # serve.py 允许哪些网站的页面来调用，逗号分开，如 http://localhost:3000
 MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
 FORMAT = "hf"  # export.py 的格式：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字

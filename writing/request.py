@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from poems import chat_format, options, wording
+from poems import chat_format, mend, options, wording
 from support.console import UserError
 from tokenizer import HFTokenizer
 from writing import controls
@@ -39,10 +39,10 @@ def make(
     """
     given = {name: value for name, value in given.items() if value is not None}
     options.check_names(given)
-    given = {name: options.check(name, value) for name, value in given.items()}
+    given = {name: _typed(options.check(name, value)) for name, value in given.items()}
     wanted = {item.name: given.pop(item.name, None) for item in options.CONTROLS}
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    question = options.check_text("问题", question) if question is not None else ""
+    question = _typed(options.check_text("问题", question)) if question is not None else ""
     _check_controls(question, wanted)
     asked = {name: wanted[name] for name in options.PROMPTED if wanted.get(name)}
     text, _ = wording.request(question or None, **asked)
@@ -56,6 +56,11 @@ def make(
     )
     _check_room(request, limit)
     return request
+
+
+def _typed(value: object) -> object:
+    """文字里贴进来的零宽字符之类去掉：清洗过的语料里没有它们，模型没有见过。"""
+    return mend.typed(value) if isinstance(value, str) else value
 
 
 def _check_controls(question: str, wanted: dict) -> None:
