@@ -96,3 +96,10 @@ def test_help_lists_every_constant_with_its_comment():
     for name in config.names():
         line = next(line for line in text.splitlines() if f"--{name}=" in line)
         assert any("\u4e00" <= char <= "\u9fff" for char in line), line
+
+
+def test_a_share_of_old_poems_needs_their_dataset(monkeypatch):
+    monkeypatch.setattr(config, "REPLAY_SHARE", 0.2)
+    assert any("REPLAY_DATA" in problem for problem in config.check())
+    monkeypatch.setattr(config, "REPLAY_DATA", "old")
+    assert config.check() == []

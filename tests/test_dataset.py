@@ -16,10 +16,11 @@ import pytest
 import config
 import dataset
 import tokenizer
+import train_dataset_one
 from poems import build as building
 from poems import chat_format, wording
 from support.console import UserError
-from tests import tiny_tokenizer
+from tests import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARS = (
@@ -465,3 +466,24 @@ def test_groups_stay_where_their_old_poems_were():
     before = np.array([2, 0, 1, 0, 2, 1, 0, 0], dtype=np.uint8)  # 第 2 组两边都有
     chosen = building.choose_val(groups, 0.25, 1, before=before)
     assert chosen.tolist() == [True, True, False, False, True, True, False, False]
+
+
+def test_tokenizer_and_length_of_the_model(tmp_path, poems, monkeypatch, capsys):
+    """--FROM：分词器与最大长度照那个模型，不用训练分词器；模型坏了什么也不写。"""
+    model = tiny_model.save(tmp_path / "best_model.bin", max_seq_len=96)
+    write_poems(tmp_path / "all_poems.json", poems)
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "FROM", str(tmp_path / "best_model.bin"))
+    train_dataset_one.build(None, 1)
+    with dataset.load(tmp_path / "dataset.bin") as data:
+        assert data.header["max_seq_len"] == 96
+        assert tokenizer.fingerprint(data.tokenizer_json) == tokenizer.fingerprint(
+            model["tokenizer"]
+        )
+    text = capsys.readouterr().out
+    assert "MAX_SEQ_LEN 512 → 96" in text and "train_gpt.py --FROM=" in text
+    written = (tmp_path / "dataset.bin").read_bytes()
+    (tmp_path / "best_model.bin").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="不能用作起点"):
+        train_dataset_one.build(None, 1)
+    assert (tmp_path / "dataset.bin").read_bytes() == written
