@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import checkpoint
 from gpt import GPTConfig
+from support import artefacts
 from support.console import UserError
 from tokenizer import fingerprint
 from training.corpus import Corpus, remake
@@ -68,6 +70,16 @@ def choose(values: dict, kept: dict | None) -> Beginning:
     taken = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
     remarks = [f"起点：{given} 的权重；优化器、位置、学习率从头来"]
     return Beginning({**values, **taken}, remarks + _shape_remarks(values, taken), model)
+
+
+def two_ways(work_dir: str) -> str:
+    """不能接着训练时，另起一次的两条路。"""
+    model = (Path(work_dir) / artefacts.BEST_MODEL).as_posix()
+    return (
+        "另起一次训练（旧产物会改名留着，也可以换 --WORK_DIR）：\n"
+        f"  · 从已有的模型接着学现在的诗：加 --FROM={model} --RESUME=off\n"
+        "  · 从零开始：加 --RESUME=off"
+    )
 
 
 def _shape_remarks(values: dict, taken: dict) -> list:

@@ -5,7 +5,6 @@ Keeper 什么也不做，测速用它的子类；Records 是真正的训练用�
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -84,7 +83,7 @@ class Records(Keeper):
     def start(self) -> None:
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
         if not self.run.position.update:
-            self.run.position.old_before = self._validate_old()
+            self.run.position.old_before = validation.of_old_poems(self.run)
         if self.run.ranks.is_main:
             info = self.reporter.announce()
             runlog.write_info(self.run.folder / artefacts.RUN_INFO, info)
@@ -118,7 +117,7 @@ class Records(Keeper):
     def _validate(self, iteration: int) -> float:
         """验证集的比特/字；更低就写 best_model.bin。"""
         here = self.run.position
-        bpc, old = validation.bits_per_char(self.run), self._validate_old()
+        bpc, old = validation.bits_per_char(self.run), validation.of_old_poems(self.run)
         if old is not None and here.pending is not None:
             here.pending[runlog.OLD_BPC] = f"{old:.6f}"
         if not bpc < here.best.val_bpc:
@@ -129,13 +128,6 @@ class Records(Keeper):
         if not self._write(artefacts.BEST_MODEL, full=False):
             here.best, here.old_best = before  # 没存下就不算，下次验证再试
         return bpc
-
-    def _validate_old(self) -> float | None:
-        """旧诗的验证集的比特/字；没有给 REPLAY_DATA 时为 None。"""
-        old = self.run.corpus.old
-        if old is None:
-            return None
-        return validation.bits_per_char(dataclasses.replace(self.run, corpus=old))
 
     def _write_sample(self, iteration: int) -> None:
         if not self.run.ranks.is_main:

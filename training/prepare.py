@@ -10,7 +10,8 @@ import torch
 import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, files, hardware
-from training import beginning, optim, resume, warmstart
+from training import optim, resume, warmstart
+from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.gradients import Gradients, is_out_of_memory
@@ -32,7 +33,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
     saved = ranks.together(lambda: resume.find(values) if ranks.reads_files else None)
     newest = resume.newest(saved, ranks)
     kept = newest.kept if newest is not None else None
-    start = ranks.together(lambda: beginning.choose(values, kept))
+    start = ranks.together(lambda: choose(values, kept))
     values, settings = start.values, Settings.pick(start.values)
     corpus = ranks.together(lambda: _open_corpus(folder, start, saved))
     if newest is not None:
@@ -64,7 +65,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
     return run
 
 
-def _open_corpus(folder: Path, start: beginning.Beginning, saved: dict | None) -> Corpus:
+def _open_corpus(folder: Path, start: Beginning, saved: dict | None) -> Corpus:
     """本机的数据集；与起点的模型或检查点对不上时抛 UserError。"""
     corpus = Corpus.open(folder, Settings.pick(start.values))
     start.refuse_other_tokenizer(corpus)

@@ -122,8 +122,8 @@ class Reporter:
         run.voice.say(
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
-            + _old_scores(here)
-            + f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
+            f"{_old_scores(here)}"
+            f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
             "python evaluate.py 评测" + run.ranks.report()
         )
 

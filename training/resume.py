@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import checkpoint
-from support import artefacts
 from support.console import UserError
 from training import beginning
 from training.corpus import Corpus
@@ -88,13 +86,11 @@ def refuse_changes(saved: dict, values: dict, corpus: Corpus) -> None:
     if saved.get("replay", "") != replayed(corpus):
         problems.append("  · REPLAY_DATA：与检查点训练用的不是同一份旧诗")
     if problems:
-        model = (Path(new.work_dir) / artefacts.BEST_MODEL).as_posix()
         raise UserError(
             "检查点不能照现在的配置接着训练（什么都没有改动）：\n"
             + "\n".join(problems)
-            + "\n改回原来的值就能继续；另起一次训练（旧产物会改名留着，也可以换 --WORK_DIR）：\n"
-            f"  · 从已有的模型接着学现在的诗：加 --FROM={model} --RESUME=off\n"
-            "  · 从零开始：加 --RESUME=off"
+            + "\n改回原来的值就能继续；"
+            + beginning.two_ways(new.work_dir)
         )
 
 
