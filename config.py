@@ -20,6 +20,7 @@ RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json 
 DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin；evaluate 可写 a.bin,b.bin
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
+FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
 
 # ── 特殊符号（编号依次为 0、1、2）─────────────────────────────────────
 PAD = "<|padding|>"  # 填充
@@ -63,6 +64,8 @@ SAMPLE_EVERY = 1000  # 每多少次迭代写一首示例诗
 EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提前结束
 MAX_BAD_STEPS = 20  # 连续多少次更新出现非有限值就停下
 GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
+REPLAY_DATA = ""  # 旧诗：另一份 dataset.bin 或它的目录；给了就一直报告旧诗的验证分数
+REPLAY_SHARE = 0.0  # 每一遍里混进这么大比例的旧诗（REPLAY_DATA 的训练诗），免得忘了
 INIT = "auto"  # 词嵌入的起点：data（由相邻词统计算出，学得快得多）| random | auto（诗多才用 data）
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
@@ -105,7 +108,7 @@ _CHOICES = {
     "COMPILE": ("auto", "on", "off"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
-_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "OUT")
+_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {
     "VOCAB_SIZE": (259, 1 << 24, True),
@@ -134,6 +137,7 @@ _RANGES = {
     "EVAL_EVERY": (1, 1 << 40, True),
     "SAMPLE_EVERY": (1, 1 << 40, True),
     "EARLY_STOP": (0, 1 << 40, True),
+    "REPLAY_SHARE": (0.0, 0.9, True),
     "MAX_BAD_STEPS": (1, 1 << 40, True),
     "DIST_TIMEOUT": (0.0, 1e6, False),
     "PORT": (1, 65535, True),
@@ -224,6 +228,8 @@ def check() -> list:
             problems.append(f"GPT_DIM/GPT_HEAD={GPT_DIM // GPT_HEAD} 必须是偶数（旋转位置成对）")
     if len({PAD, IM_START, IM_END}) < 3 or not all((PAD, IM_START, IM_END)):
         problems.append("PAD、IM_START、IM_END 必须是三个不同的非空字符串")
+    if not wrong["REPLAY_SHARE"] and REPLAY_SHARE and not REPLAY_DATA:
+        problems.append("REPLAY_SHARE 大于 0 时要用 REPLAY_DATA 说明旧诗的 dataset.bin 在哪里")
     if not WORK_DIR:
         problems.append("WORK_DIR 不能为空；当前目录请写 .")
     return problems

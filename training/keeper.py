@@ -103,10 +103,13 @@ class Records(Keeper):
                 print(f"已有的 {name} 改名为 {aside.name}")
         done = run.position.logged
         runlog.trim_samples(run.folder / artefacts.SAMPLES, run.settings.iteration(done))
-        self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done)
+        old_poems = run.corpus.old is not None
+        self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done, old_poems)
 
     def start(self) -> None:
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
+        if not self.run.position.update:
+            self.run.position.old_before = validation.of_old_poems(self.run)
         if self.run.ranks.is_main:
             info = self.reporter.announce()
             runlog.write_info(self.run.folder / artefacts.RUN_INFO, info)
@@ -154,13 +157,16 @@ class Records(Keeper):
     def _validate(self, iteration: int) -> float:
         """验证集的比特/字；更低就写 best_model.bin。"""
         here = self.run.position
-        bpc = validation.bits_per_char(self.run)
+        bpc, old = validation.bits_per_char(self.run), validation.of_old_poems(self.run)
+        if old is not None and here.pending is not None:
+            here.pending[runlog.OLD_BPC] = f"{old:.6f}"
         if not bpc < here.best.val_bpc:
             here.best.stale += 1
             return bpc
-        before, here.best = here.best, Best(val_bpc=bpc, iter=iteration)
+        before = here.best, here.old_best
+        here.best, here.old_best = Best(val_bpc=bpc, iter=iteration), old
         if not self._write(artefacts.BEST_MODEL, full=False):
-            here.best = before  # 没存下就不算，下次验证再试
+            here.best, here.old_best = before  # 没存下就不算，下次验证再试
         return bpc
 
     def _write_sample(self, iteration: int) -> None:

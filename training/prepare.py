@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 
+import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
 from training import optim, resume, warmstart
+from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.gradients import Gradients
@@ -27,16 +30,13 @@ _STEPS_OF_SHAPE = 16  # 一份的 token 数补到最大的一份的这么多分�
 def open_run(values: dict, ranks: Ranks) -> Run:
     """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
     hardware.keep_memory()
-    settings = Settings.pick(values)
-    folder = files.work_path(settings.work_dir, ".")
-
-    def open_files() -> tuple:
-        """本机的数据集和（每台机器一个进程读的）检查点。"""
-        corpus = Corpus.open(folder, settings)
-        return corpus, resume.find(values, settings, corpus) if ranks.reads_files else None
-
-    corpus, saved = ranks.together(open_files)
+    folder = files.work_path(values["WORK_DIR"], ".")
+    saved = ranks.together(lambda: resume.find(values) if ranks.reads_files else None)
     newest = resume.newest(saved, ranks)
+    kept = newest.kept if newest is not None else None
+    start = ranks.together(lambda: choose(values, kept))
+    values, settings = start.values, Settings.pick(start.values)
+    corpus = ranks.together(lambda: _open_corpus(folder, start, saved))
     if newest is not None:
         settings = resume.reuse_choices(values, newest.chosen)
     machine = ranks.together(lambda: Machine.pick(settings, ranks.local_rank))
@@ -57,13 +57,23 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         model=model,
         gradients=Gradients(model, machine, settings, ranks, voice),
         stepper=_build_stepper(model, settings, machine),
+        remarks=start.remarks,
     )
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))
     else:
-        _start_anew(run)
+        _start_anew(run, start.model)
     return run
+
+
+def _open_corpus(folder: Path, start: Beginning, saved: dict | None) -> Corpus:
+    """本机的数据集；与起点的模型或检查点对不上时抛 UserError。"""
+    corpus = Corpus.open(folder, Settings.pick(start.values))
+    start.refuse_other_tokenizer(corpus)
+    if saved is not None:
+        resume.refuse_changes(saved, start.values, corpus)
+    return corpus
 
 
 def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
@@ -73,6 +83,7 @@ def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None
         {
             **watched,
             artefacts.DATASET: corpus.data.fingerprint[:12],
+            "旧诗": resume.replayed(corpus)[:12],
             "分词器": corpus.tokenizer.fingerprint[:12],
             "设备": machine.device.type,
             "精度": machine.dtype_name,
@@ -122,9 +133,11 @@ def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:
 # ── 起点 ──────────────────────────────────────────────────────────────
 
 
-def _start_anew(run: Run) -> None:
-    """新的训练：0 号进程定下起点，传给所有进程。"""
-    if run.ranks.rank == 0 and _worth_counting(run):
+def _start_anew(run: Run, model: checkpoint.Model | None) -> None:
+    """新的训练：0 号进程定下起点（model 是 FROM 的模型），传给所有进程。"""
+    if model is not None:
+        checkpoint.load_weights(run.model, model["weights"])
+    elif run.ranks.rank == 0 and _worth_counting(run):
         _warm_start(run)
     if run.ranks.world_size > 1:
         weights = run.model.state_dict() if run.ranks.rank == 0 else None

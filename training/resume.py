@@ -12,13 +12,14 @@ import torch
 import checkpoint
 from support import cuda, hardware
 from support.console import UserError
+from training import beginning
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.position import Position
 from training.run import Run
 from training.settings import FIXED, Settings
 
-_NOT_NAMED = ("WORK_DIR", "RESUME")  # 与训练的内容无关，变了不必说
+_NOT_NAMED = ("WORK_DIR", "RESUME", "FROM")  # 与训练的内容无关，变了不必说
 
 
 class Newest(NamedTuple):
@@ -26,6 +27,7 @@ class Newest(NamedTuple):
 
     source: int
     chosen: dict  # 那次训练里 auto 选了什么
+    kept: dict  # 照检查点、不看现在配置的几项
 
 
 def state_of(run: Run, full: bool = True) -> dict:
@@ -38,6 +40,7 @@ def state_of(run: Run, full: bool = True) -> dict:
         "prompt_kinds": list(data.prompt_kinds),
         "config": dict(run.values),
         "dataset": data.fingerprint,
+        "replay": replayed(run.corpus),
         "chosen": run.machine.chosen(),
         "split": run.gradients.split,  # dropout 的种子里有第几份
         **run.position.to_dict(),
@@ -60,14 +63,16 @@ def restore(run: Run, saved: dict) -> None:
     run.resumed, run.taken_over = True, [*changes(saved["config"], run.values), *moved]
 
 
-def find(values: dict, settings: Settings, corpus: Corpus) -> dict | None:
-    """WORK_DIR 里能接着训练的检查点；没有、或 RESUME=off 时为 None，不能接着的抛 UserError。"""
-    if settings.resume == "off":
+def find(values: dict) -> dict | None:
+    """WORK_DIR 里的检查点；没有、或 RESUME=off 时为 None，坏了抛 UserError。"""
+    if values["RESUME"] == "off":
         return None
-    saved = checkpoint.load_newest(settings.work_dir)
-    if saved is not None:
-        refuse_changes(saved, values, corpus)
-    return saved
+    return checkpoint.load_newest(values["WORK_DIR"])
+
+
+def replayed(corpus: Corpus) -> str:
+    """混进来的旧诗的指纹；没有混是空的。"""
+    return corpus.old.data.fingerprint if corpus.replay is not None else ""
 
 
 def refuse_changes(saved: dict, values: dict, corpus: Corpus) -> None:
@@ -83,12 +88,14 @@ def refuse_changes(saved: dict, values: dict, corpus: Corpus) -> None:
         problems.append("  · 分词器：与检查点里的不同")
     if saved["dataset"] != corpus.data.fingerprint:
         problems.append("  · dataset.bin：与检查点训练用的不是同一份")
+    if saved.get("replay", "") != replayed(corpus):
+        problems.append("  · REPLAY_DATA：与检查点训练用的不是同一份旧诗")
     if problems:
         raise UserError(
             "检查点不能照现在的配置接着训练（什么都没有改动）：\n"
             + "\n".join(problems)
-            + "\n改回原来的值就能继续；要另起一次训练：加 --RESUME=off（旧产物会改名留着），"
-            "或换一个 --WORK_DIR"
+            + "\n改回原来的值就能继续；"
+            + beginning.two_ways(new.work_dir)
         )
 
 
@@ -99,14 +106,18 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
     """
     mine = None
     if saved is not None:
-        mine = {"update": saved["position"]["update"], "chosen": saved["chosen"]}
+        mine = {
+            "update": saved["position"].get("update", 0),  # 导入的模型没有；随后会被拒绝
+            "chosen": saved.get("chosen", {}),
+            "kept": beginning.lasting(saved),
+        }
     everyone = ranks.all_gather(mine)
     owners = [rank for rank, there in enumerate(everyone) if there is not None]
     if not owners:
         return None
     source = max(owners, key=lambda rank: (everyone[rank]["update"], -rank))
     ranks.writer = source
-    return Newest(source, everyone[source]["chosen"])
+    return Newest(source, everyone[source]["chosen"], everyone[source]["kept"])
 
 
 def reuse_choices(values: dict, chosen: dict) -> Settings:

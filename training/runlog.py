@@ -40,6 +40,7 @@ _COLUMNS = {
     "seconds": lambda step: f"{step.position.seconds:.2f}",
 }
 COLUMNS = tuple(_COLUMNS)
+OLD_BPC = "old_val_bpc"  # 旧诗的验证：给了 REPLAY_DATA 才有这一列
 
 
 def row(step: Step) -> dict:
@@ -50,16 +51,18 @@ def row(step: Step) -> dict:
 class TrainLog:
     """train_log.csv：每次更新一行，写完即落到操作系统。"""
 
-    def __init__(self, path: Path, last_update: int) -> None:
-        """打开（没有就建）并裁掉 last_update 之后的行。"""
+    def __init__(self, path: Path, last_update: int, old_poems: bool = False) -> None:
+        """打开（没有就建）并裁掉 last_update 之后的行；old_poems：多一列 OLD_BPC，已有的也留着。"""
         self.path = Path(path)
         rows = [row for row in read(path) if int(row["update"]) <= last_update]
+        old_poems = old_poems or any(OLD_BPC in row for row in rows)
+        columns = (*COLUMNS, OLD_BPC) if old_poems else COLUMNS
         with files.atomic_write(self.path) as file:
-            writer = _writer(file)
+            writer = _writer(file, columns)
             writer.writeheader()
             writer.writerows(rows)
         self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-        self._writer = _writer(self._file)
+        self._writer = _writer(self._file, columns)
 
     def add(self, row: dict) -> None:
         self._writer.writerow(row)
@@ -69,8 +72,8 @@ class TrainLog:
         self._file.close()
 
 
-def _writer(file: Any) -> csv.DictWriter:
-    return csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+def _writer(file: Any, columns: tuple) -> csv.DictWriter:
+    return csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
 
 
 def read(path: Path) -> list:

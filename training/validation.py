@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Callable
 
@@ -95,6 +96,12 @@ def _row_nats(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype
 def _exact(device: torch.device) -> str | torch.device:
     """float64 可用的设备（MPS 没有）。"""
     return "cpu" if torch.device(device).type == "mps" else device
+
+
+def of_old_poems(run: Run) -> float | None:
+    """旧诗的验证集的比特/字；没有给 REPLAY_DATA 时为 None。"""
+    old = run.corpus.old
+    return None if old is None else bits_per_char(dataclasses.replace(run, corpus=old))
 
 
 def bits(nats: float) -> float:
