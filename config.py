@@ -64,6 +64,7 @@ EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提�
 MAX_BAD_STEPS = 20  # 连续多少次更新出现非有限值就停下
 GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
 INIT = "auto"  # 词嵌入的起点：data（由相邻词统计算出，学得快得多）| random | auto（诗多才用 data）
+LOGGER = "csv"  # 曲线还记到哪里：csv 总有，另可写 tensorboard,swanlab,wandb（逗号分开，都离线）
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
 # ── 设备 ──────────────────────────────────────────────────────────────
@@ -103,6 +104,7 @@ _CHOICES = {
     "COMPILE": ("auto", "on", "off"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
+_SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 _PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "OUT")
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {
@@ -235,6 +237,9 @@ def _value_problem(name: str) -> str | None:
         return f"{name}={value!r} 应当是字符串"
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"{name}={value!r} 不在可选值里：{' | '.join(_CHOICES[name])}"
+    for word in value.split(",") if name in _SEVERAL else ():
+        if word.strip() not in _SEVERAL[name]:
+            return f"{name} 里的 {word.strip()!r} 不在可选值里：{' | '.join(_SEVERAL[name])}"
     return None
 
 

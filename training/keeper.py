@@ -6,12 +6,13 @@ Keeper 什么也不做，测速用它的子类；Records 是真正的训练用�
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import checkpoint
 from support import artefacts, files
 from support.console import UserError
-from training import resume, runlog, samples, validation
+from training import loggers, resume, runlog, samples, validation
 from training.position import Best
 from training.reporter import Reporter
 from training.run import Run
@@ -25,6 +26,7 @@ _OUTPUTS = (
     artefacts.LOSS_PICTURE,
     artefacts.SAMPLES,
     artefacts.RUN_INFO,
+    artefacts.LOGS,
 )
 
 
@@ -65,6 +67,7 @@ class Records(Keeper):
         self.schedule = schedule
         self.reporter = Reporter(run)
         self._log: Any = None
+        self._loggers = loggers.Loggers(run.voice.say)
 
     def open(self) -> None:
         """新的训练把旧产物改名留着；续训把记录裁到检查点的位置。"""
@@ -78,6 +81,14 @@ class Records(Keeper):
         done = run.position.logged
         runlog.trim_samples(run.folder / artefacts.SAMPLES, run.settings.iteration(done))
         self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done)
+        self._open_loggers(run.settings.iteration(done))
+
+    def _open_loggers(self, done: int) -> None:
+        names = loggers.names_in(self.run.settings.logger)
+        if names != ["csv"]:
+            self._loggers.open(
+                names, loggers.home(self.run.folder, done, asdict(self.run.settings))
+            )
 
     def start(self) -> None:
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
@@ -101,6 +112,7 @@ class Records(Keeper):
         here.pending = None
         if self._log is not None:
             self._log.add(row)
+        self._loggers.scalars(row["iter"], loggers.numbers(row))
         if self._due(s.save_every):
             self._save()
         self.reporter.show(row)
@@ -128,6 +140,7 @@ class Records(Keeper):
             return
         text = samples.poem(self.run, samples.QUESTION, seed=iteration)
         runlog.add_sample(self.run.folder / artefacts.SAMPLES, iteration, samples.QUESTION, text)
+        self._loggers.poem(iteration, samples.QUESTION, text)
 
     def _write(self, name: str, full: bool, final: bool = False) -> bool:
         """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
@@ -159,6 +172,8 @@ class Records(Keeper):
         if not math.isfinite(here.best.val_bpc):
             self._validate(self.run.settings.iteration(here.update))
         self._save(final=True)
+        iteration = self.run.settings.iteration(here.update)
+        self._loggers.picture(iteration, self.run.folder / artefacts.LOSS_PICTURE)
         self.reporter.finished()
 
     def interrupted(self) -> None:
@@ -171,5 +186,6 @@ class Records(Keeper):
 
     def close(self) -> None:
         super().close()
+        self._loggers.close()
         if self._log is not None:
             self._log.close()
