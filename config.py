@@ -67,6 +67,7 @@ GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
 REPLAY_DATA = ""  # 旧诗：另一份 dataset.bin 或它的目录；给了就一直报告旧诗的验证分数
 REPLAY_SHARE = 0.0  # 每一遍里混进这么大比例的旧诗（REPLAY_DATA 的训练诗），免得忘了
 INIT = "auto"  # 词嵌入的起点：data（由相邻词统计算出，学得快得多）| random | auto（诗多才用 data）
+LOGGER = "csv"  # 曲线还记到哪里：csv 总有，另可写 tensorboard,swanlab,wandb（逗号分开，都离线）
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
 # ── 设备 ──────────────────────────────────────────────────────────────
@@ -109,6 +110,7 @@ _CHOICES = {
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
 _PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
+_SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {
     "VOCAB_SIZE": (259, 1 << 24, True),
@@ -243,6 +245,9 @@ def _value_problem(name: str) -> str | None:
         return f"{name}={value!r} 应当是字符串"
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"{name}={value!r} 不在可选值里：{' | '.join(_CHOICES[name])}"
+    for word in value.split(",") if name in _SEVERAL else ():
+        if word.strip() not in _SEVERAL[name]:
+            return f"{name} 里的 {word.strip()!r} 不在可选值里：{' | '.join(_SEVERAL[name])}"
     return None
 
 

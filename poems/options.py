@@ -127,6 +127,20 @@ TABLE = (
         "rhyme", str, "押韵", "一个字、韵部名，或 是", CONTROL, high=8,
         switch="随第一行的韵", common=True, blank="不押韵", brief="押{}韵",
     ),
+    Option(
+        "form", str, "体裁", "几行、每行几个字、隔行押韵", CONTROL,
+        choices=("五言绝句", "七言绝句", "五言律诗", "七言律诗"),
+        common=True, blank="不限", brief="{}",
+    ),
+    Option(
+        "line_chars", int, "每行字数", "每行恰好几个汉字，不写标点", CONTROL, None, 2, 30,
+        blank="不限", brief="每行 {} 字",
+    ),
+    Option(
+        "tones", str, "平仄", "与体裁同用：平起、仄起，首句入韵或不入韵，或 是", CONTROL,
+        choices=("平起", "平起入韵", "仄起", "仄起入韵"),
+        switch="挑合适的一种", blank="不管", brief="{}",
+    ),
     Option("n", int, "几首", "一次写几首，最好的在前", SEVERAL, 1, 1, 64, api=(1, 8)),
     Option(
         "check_copy", bool, "查抄", "是 = 写完查一查和训练诗像不像", SEVERAL, False,

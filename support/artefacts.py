@@ -18,6 +18,7 @@ TRAIN_LOG = "train_log.csv"
 LOSS_PICTURE = "loss.png"
 SAMPLES = "samples.txt"
 RUN_INFO = "run_info.json"
+LOGS = "logs"  # LOGGER 的 tensorboard、swanlab、wandb 写在这里
 EXPORT_HF = "export_hf"
 EXPORT_GGUF = "export_gguf"
 IMPORTED = "checkpoint_imported.bin"  # 由 Hugging Face 目录导回的

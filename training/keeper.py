@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from dataclasses import asdict
 from typing import Any, Callable, Iterator
 
 import checkpoint
 from support import artefacts, files, hardware
 from support.console import UserError
-from training import resume, runlog, samples, validation
+from training import loggers, resume, runlog, samples, validation
 from training.position import Best
 from training.reporter import Reporter
 from training.run import Run
@@ -29,6 +30,7 @@ _OUTPUTS = (
     artefacts.LOSS_PICTURE,
     artefacts.SAMPLES,
     artefacts.RUN_INFO,
+    artefacts.LOGS,
 )
 
 
@@ -91,6 +93,7 @@ class Records(Keeper):
         self._log: Any = None
         self._pace = Pace(_BOUNDARY_SHARE)
         self._owed = set()  # 到了次数、推迟着的事
+        self._loggers = loggers.Loggers(run.voice.say)
 
     def open(self) -> None:
         """新的训练把旧产物改名留着；续训把记录裁到检查点的位置。"""
@@ -105,6 +108,14 @@ class Records(Keeper):
         runlog.trim_samples(run.folder / artefacts.SAMPLES, run.settings.iteration(done))
         old_poems = run.corpus.old is not None
         self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done, old_poems)
+        self._open_loggers(run.settings.iteration(done))
+
+    def _open_loggers(self, done: int) -> None:
+        names = loggers.names_in(self.run.settings.logger)
+        if names != ["csv"]:
+            self._loggers.open(
+                names, loggers.home(self.run.folder, done, asdict(self.run.settings))
+            )
 
     def start(self) -> None:
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
@@ -131,6 +142,7 @@ class Records(Keeper):
             self.run.position.pending = None
             if self._log is not None:
                 self._log.add(row)
+            self._loggers.scalars(row["iter"], loggers.numbers(row))
             if "save" in due:
                 self._save()
         self.reporter.show(row)
@@ -181,6 +193,7 @@ class Records(Keeper):
             hardware.forget_freed_memory(self.run.machine.device)
             return
         runlog.add_sample(self.run.folder / artefacts.SAMPLES, iteration, samples.QUESTION, text)
+        self._loggers.poem(iteration, samples.QUESTION, text)
 
     def _write(self, name: str, full: bool, final: bool = False) -> bool:
         """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
@@ -212,6 +225,8 @@ class Records(Keeper):
         if not math.isfinite(here.best.val_bpc):
             self._validate(self.run.settings.iteration(here.update))
         self._save(final=True)
+        iteration = self.run.settings.iteration(here.update)
+        self._loggers.picture(iteration, self.run.folder / artefacts.LOSS_PICTURE)
         self.reporter.finished()
 
     def interrupted(self) -> None:
@@ -224,5 +239,6 @@ class Records(Keeper):
 
     def close(self) -> None:
         super().close()
+        self._loggers.close()
         if self._log is not None:
             self._log.close()

@@ -47,6 +47,7 @@ class Settings:
     top_k: int
     repetition_penalty: float
     max_new_tokens: int
+    logger: str
 
     @classmethod
     def pick(cls, values: dict) -> Settings:

@@ -86,7 +86,7 @@ class Poet:
     def request(self, question: object = None, **given: object) -> Request:
         """检查一次提问的全部选项（见 poems/options.py），写成 token；有问题时抛出 UserError。"""
         limit = self.config.max_seq_len
-        return requests.make(self.tok, limit, self.prompt_kinds, question, given)
+        return requests.make(self.vocabulary, limit, self.prompt_kinds, question, given)
 
     def row(self, request: Request, seed: int, scored: bool = False) -> Row:
         """一首还没有开始写的诗。"""
