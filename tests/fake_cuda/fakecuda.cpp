@@ -215,6 +215,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   m.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
   m.impl("unfold", TORCH_FN(at::native::unfold));
+  // 真的 CUDA 有一个核；没有登记的设备上它会拆成几个
+  m.impl("silu_backward", torch::CppFunction::makeFromBoxedFunction<&on_cpu>());
   m.impl("_fused_rms_norm", TORCH_FN(fused_norm));
   m.impl("_fused_rms_norm_backward", TORCH_FN(fused_norm_backward));
 }

@@ -19,7 +19,7 @@ CONTROLS = (  # 每一种控制至少用一次
     {"length": 30},
     {"first_line": "春天来了"},
     {"acrostic": "春夏"},
-    {"rhyme": "ang", "lines": 2},
+    {"rhyme": "江阳", "lines": 2},
     {"no_repeat_ngram": 3},
     {"top_p": 0.8, "min_p": 0.05},
     {"temperature": 0.0},
