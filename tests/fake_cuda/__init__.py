@@ -48,6 +48,13 @@ def problem() -> str | None:
     return None
 
 
+def skip_reason() -> str | None:
+    """测试里不跑它的原因。"""
+    if os.environ.get("FAKE_CUDA") != "1":
+        return "假显卡上的测试要几分钟，设环境变量 FAKE_CUDA=1 才跑"
+    return problem()
+
+
 def build() -> Path:
     """放着两个库的文件夹；没有就先编译。几个进程同时编也不要紧：各编各的，改名算数。"""
     import torch

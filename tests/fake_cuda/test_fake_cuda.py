@@ -39,8 +39,8 @@ def jobs():
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    if fake_cuda.problem():
-        pytest.skip(fake_cuda.problem())
+    if fake_cuda.skip_reason():
+        pytest.skip(fake_cuda.skip_reason())
     folder = str(tmp_path_factory.mktemp("fake"))
     found = fake_cuda.run("tests.fake_cuda.bodies:everything", folder=folder, jobs=jobs())
     print({name: round(each["seconds"], 1) for name, each in found.items()})

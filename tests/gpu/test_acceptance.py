@@ -17,8 +17,8 @@ OTHERS = [check.number for check in CHECKS if not check.quick]
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    if fake_cuda.problem():
-        pytest.skip(fake_cuda.problem())
+    if fake_cuda.skip_reason():
+        pytest.skip(fake_cuda.skip_reason())
     folder = str(tmp_path_factory.mktemp("stage"))
     return fake_cuda.run("tests.gpu.one:several", numbers=[*QUICK, *OTHERS], folder=folder)
 
