@@ -340,6 +340,8 @@ def parse(text: str) -> dict:
         raise ValueError(
             f"第 {error.lineno} 行第 {error.colno} 列不是合法的 JSON：{error.msg}"
         ) from error
+    except RecursionError as error:
+        raise ValueError("JSON 嵌套太深") from error
     problem = _spec_problem(spec)
     if problem:
         raise ValueError(problem)

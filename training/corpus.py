@@ -28,7 +28,12 @@ class Corpus:
     def __init__(self, data: dataset.PoemDataset, settings: Settings) -> None:
         """data：至少有一首训练诗。"""
         self.data = data
-        self.tokenizer = HFTokenizer.from_json(data.tokenizer_json)
+        try:
+            self.tokenizer = HFTokenizer.from_json(data.tokenizer_json)
+        except ValueError as error:
+            raise UserError(
+                f"dataset.bin 里的分词器不能用：{error}\n请重做数据集：python train_dataset_one.py"
+            ) from error
         self.first, _ = data.range("train")
         self.lengths = np.asarray(data.lengths("train")) - 1  # 各文档输入的 token 数
         self.trained = np.asarray(data.trained("train"))  # 各文档要训练的 token 数

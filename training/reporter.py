@@ -54,6 +54,12 @@ class Reporter:
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
             f"预计峰值内存：{memory.pretty(memory_bytes)}（不含 CUDA 上下文与碎片）",
         ]
+        longest = corpus.data.header["max_seq_len"]
+        if longest < s.max_seq_len:
+            lines.append(
+                f"提醒：dataset.bin 是按 MAX_SEQ_LEN={longest} 做的，"
+                f"模型的位置 {longest} 到 {s.max_seq_len} 不会训练到；要用满请重做数据集。"
+            )
         if run.warm_seconds:
             lines.append(f"起点：词嵌入由训练集的相邻词统计算出（{run.warm_seconds:.1f} 秒）")
         if run.resumed:

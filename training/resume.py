@@ -49,9 +49,15 @@ def state_of(run: Run, full: bool = True) -> dict:
 def restore(run: Run, saved: dict) -> None:
     """把 state_of 的内容装进刚造好的 run。"""
     checkpoint.load_weights(run.model, saved["weights"])
-    run.stepper.optimizers.load_state_dict(saved["optimizer"])
-    run.stepper.scale.load_state_dict(saved["scaler"])
-    run.position = Position.from_dict(saved)
+    try:
+        run.stepper.optimizers.load_state_dict(saved["optimizer"])
+        run.stepper.scale.load_state_dict(saved["scaler"])
+        run.position = Position.from_dict(saved)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"检查点里训练的状态与这份代码对不上（{error!r}）；文件没有动。\n"
+            "请换回写它的那份代码，或加 --RESUME=off 从头开始（旧产物会改名留着）"
+        ) from error
     run.resumed, run.taken_over = True, changes(saved["config"], run.values)
 
 
@@ -94,7 +100,7 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
     """
     mine = None
     if saved is not None:
-        mine = {"update": saved["position"]["update"], "chosen": saved["chosen"]}
+        mine = {"update": saved["position"].get("update", 0), "chosen": saved["chosen"]}
     everyone = ranks.all_gather(mine)
     owners = [rank for rank, there in enumerate(everyone) if there is not None]
     if not owners:
@@ -108,7 +114,7 @@ def reuse_choices(values: dict, chosen: dict) -> Settings:
     """auto 的选择随检查点沿用；那时的设备现在没有就重新选。"""
     values = dict(values)
     for name, choice in chosen.items():
-        if values[name] == "auto" and not (name == "DEVICE" and not _device_there(choice)):
+        if values.get(name) == "auto" and not (name == "DEVICE" and not _device_there(choice)):
             values[name] = choice
     return Settings.pick(values)
 

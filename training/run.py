@@ -33,6 +33,7 @@ class Run:
     gradients: Gradients
     stepper: Stepper
     position: Position = field(default_factory=Position)
+    whole: bool = True  # 权重与 position 对得上；优化器走到一半时不是
     resumed: bool = False
     taken_over: list = field(default_factory=list)  # 续训时与检查点不同的配置，给人看的
     warm_seconds: float = 0.0  # 由统计算出起点用的时间

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
+
+import torch
 
 import checkpoint
 from gpt import GPT
@@ -18,6 +21,7 @@ from writing.session import Row, Session
 from writing.vocabulary import Vocabulary
 
 _loaded = {}
+_home = {}  # 第一次载入模型的进程
 _load_lock = threading.Lock()
 
 
@@ -63,6 +67,10 @@ class Poet:
         dtype 为 auto 或 fp16 时 CPU 上矩阵存成 fp16（激活与累加仍是 fp32），快近一倍，
         几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上都用 fp32 计算。
         """
+        if _home.setdefault("pid", os.getpid()) != os.getpid():
+            torch.set_num_threads(
+                1
+            )  # fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去
         path = Path(checkpoint.find(work_dir, given)).resolve()
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
