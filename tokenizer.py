@@ -433,10 +433,7 @@ def fingerprint(text: str) -> str:
 
 
 class StreamDecoder:
-    """逐个 token 解码，只给出完整的字：跨 token 的字等它的字节到齐。
-
-    全部 feed 的结果加上 flush，与一次 decode 相同。
-    """
+    """逐个 token 解码，只给出完整的字；全部 feed 的结果加上 flush，与一次 decode 相同。"""
 
     def __init__(self, tokenizer: BPETokenizer | HFTokenizer) -> None:
         self._token_bytes = tokenizer.token_bytes
