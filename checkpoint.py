@@ -51,6 +51,7 @@ class State(Model, total=False):
     position: dict  # 训练到了哪里
     optimizer: dict  # 各优化器的状态
     scaler: dict  # fp16 的损失缩放
+    split: int  # 一个微批次分几份算；dropout 的种子里有第几份
 
 
 _REQUIRED = {
@@ -107,12 +108,14 @@ def save(path: Path, state: State, previous: Path | None = None) -> None:
     磁盘满等写不下的情况抛 UserError，旧文件不动。
     """
     path = Path(path)
-    state = {"version": VERSION, "sealed": True, **state}
+    state = on_host({"version": VERSION, "sealed": True, **state})
     try:
         with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
             _seal(file)
     except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_write_error(error):
+            raise
         reason = console.explain(error) if isinstance(error, OSError) else str(error)
         raise UserError(
             f"写不下 {path}（约需 {_bytes_of(state) >> 20} MB{_free(path.parent)}）：{reason}"
@@ -135,6 +138,23 @@ def spare_name(path: Path) -> Path | None:
     except UserError:
         return None
     return path.with_name(CHECKPOINT_PREVIOUS)
+
+
+def on_host(value: Any) -> Any:
+    """普通类型里的张量都搬到内存：先搬，设备上的错误才不会冒充写不下。"""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(on_host, value))
+    return value
+
+
+def _is_write_error(error: RuntimeError) -> bool:
+    """torch.save 把写不下的 OSError 说成 RuntimeError。"""
+    marks = ("PytorchStreamWriter", "unexpected pos", "inline_container")
+    return any(mark in str(error) for mark in marks)
 
 
 def _seal(file: BinaryIO) -> None:

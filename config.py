@@ -21,6 +21,7 @@ RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json 
 DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin；evaluate 可写 a.bin,b.bin
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
+FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
 
 # ── 特殊符号（编号依次为 0、1、2）─────────────────────────────────────
 PAD = "<|padding|>"  # 填充
@@ -58,13 +59,16 @@ DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
-SAVE_EVERY = 1000  # 每多少次迭代保存检查点
+SAVE_EVERY = 1000  # 每多少次迭代保存检查点；显卡算得快，这三样合起来超过时间的 2% 就推迟
 EVAL_EVERY = 1000  # 每多少次迭代验证一次
 SAMPLE_EVERY = 1000  # 每多少次迭代写一首示例诗
 EARLY_STOP = 0  # 验证损失连续多少次不降就提前结束；0 = 不提前结束
 MAX_BAD_STEPS = 20  # 连续多少次更新出现非有限值就停下
 GRAD_CHECKPOINT = "off"  # 梯度检查点，以时间换显存：on | off
+REPLAY_DATA = ""  # 旧诗：另一份 dataset.bin 或它的目录；给了就一直报告旧诗的验证分数
+REPLAY_SHARE = 0.0  # 每一遍里混进这么大比例的旧诗（REPLAY_DATA 的训练诗），免得忘了
 INIT = "auto"  # 词嵌入的起点：data（由相邻词统计算出，学得快得多）| random | auto（诗多才用 data）
+LOGGER = "csv"  # 曲线还记到哪里：csv 总有，另可写 tensorboard,swanlab,wandb（逗号分开，都离线）
 RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从头开始
 
 # ── 设备 ──────────────────────────────────────────────────────────────
@@ -87,6 +91,8 @@ CONTEXT = "stop"  # 写满 MAX_SEQ_LEN 时：stop 停下 | slide 丢掉最早的
 HOST = "127.0.0.1"  # serve.py 监听地址；不是本机回环时必须设置 API_KEY
 PORT = 8000  # serve.py 端口
 API_KEY = ""  # serve.py 的密钥；空 = 不要求
+ALLOWED_HOSTS = ""  # serve.py 没有密钥时另外认的主机名，逗号分开，如 host.docker.internal
+CORS_ORIGINS = ""  # serve.py 允许哪些网站的页面来调用，逗号分开，如 http://localhost:3000
 MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
 FORMAT = "hf"  # export.py 的格式：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字
@@ -104,7 +110,8 @@ _CHOICES = {
     "COMPILE": ("auto", "on", "off"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
-_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "OUT")
+_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
+_SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {
     "VOCAB_SIZE": (259, 1 << 24, True),
@@ -133,6 +140,7 @@ _RANGES = {
     "EVAL_EVERY": (1, 1 << 40, True),
     "SAMPLE_EVERY": (1, 1 << 40, True),
     "EARLY_STOP": (0, 1 << 40, True),
+    "REPLAY_SHARE": (0.0, 0.9, True),
     "MAX_BAD_STEPS": (1, 1 << 40, True),
     "DIST_TIMEOUT": (0.0, 1e6, False),
     "PORT": (1, 65535, True),
@@ -226,6 +234,8 @@ def check() -> list:
             problems.append(f"GPT_DIM/GPT_HEAD={GPT_DIM // GPT_HEAD} 必须是偶数（旋转位置成对）")
     if len({PAD, IM_START, IM_END}) < 3 or not all((PAD, IM_START, IM_END)):
         problems.append("PAD、IM_START、IM_END 必须是三个不同的非空字符串")
+    if not wrong["REPLAY_SHARE"] and REPLAY_SHARE and not REPLAY_DATA:
+        problems.append("REPLAY_SHARE 大于 0 时要用 REPLAY_DATA 说明旧诗的 dataset.bin 在哪里")
     if not WORK_DIR:
         problems.append("WORK_DIR 不能为空；当前目录请写 .")
     return problems
@@ -239,6 +249,9 @@ def _value_problem(name: str) -> str | None:
         return f"{name}={value!r} 应当是字符串"
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"{name}={value!r} 不在可选值里：{' | '.join(_CHOICES[name])}"
+    for word in value.split(",") if name in _SEVERAL else ():
+        if word.strip() not in _SEVERAL[name]:
+            return f"{name} 里的 {word.strip()!r} 不在可选值里：{' | '.join(_SEVERAL[name])}"
     return None
 
 

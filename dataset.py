@@ -9,14 +9,15 @@ import contextlib
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 
 from poems import build as building
-from poems import collection
+from poems import collection, dedup
 from support import artefacts, console, container, files
 from support.console import UserError
+from tokenizer import HFTokenizer
 
 FILE = container.Kind(b"POEMDATA", 1, "数据集")
 _HEADER = {
@@ -48,6 +49,7 @@ def build(
 
     shares 为 None 时只用题目作提示词；否则每首训练诗按比例配 prompts_per_poem 种。
     验证诗总是只用题目。同样的输入和种子写出同样的字节；中途出错时旧文件原样还在。
+    out 已是同样 seed、val_share 的数据集时（诗集长大了），其中的诗留在原来那一边。
     tokenizer 需要 encode、encode_batch、token_bytes、to_json、vocab_size 和三个特殊编号。
     """
     started = time.monotonic()
@@ -62,14 +64,32 @@ def build(
     )
     with tempfile.TemporaryFile(dir=out.parent) as names:
         survey = building.survey(poems_path, names)
-        val = building.choose_val(survey.groups(), val_share, seed, np.array(survey.chars))
+        before = _sides_before(out, settings, survey.digests)
+        chars = np.array(survey.chars)
+        val = building.choose_val(survey.groups(), val_share, seed, chars, before)
         encoder = building.Encoder(tokenizer, settings, out.parent)
         with contextlib.closing(encoder):
             with console.progress(len(val), "编码") as bar:
                 for count in encoder.add_all(collection.iter_poems(poems_path), val):
                     bar.update(count)
             container.write(out, FILE, encoder.header(survey), encoder.pieces(survey))
-    return {**encoder.report(), "seconds": time.monotonic() - started, "bytes": out.stat().st_size}
+    return {
+        **encoder.report(),
+        "kept_val": int((val & (before == building.VAL)).sum()),
+        "seconds": time.monotonic() - started,
+        "bytes": out.stat().st_size,
+    }
+
+
+def _sides_before(path: Path, settings: building.Settings, digests: Iterable[int]) -> np.ndarray:
+    """各诗在原来那份数据集的哪一边，uint8 (n,)；没有那份、读不了或划分的设置变了时全是 0。"""
+    known: dict[int, int] = {}
+    with contextlib.suppress(UserError, ValueError), load(path) as old:
+        same = all(old.header.get(key) == getattr(settings, key) for key in ("seed", "val_share"))
+        if same and not old.val_is_train:
+            known = old.sides()
+    known.pop(0, None)
+    return np.array([known.get(digest, 0) for digest in digests], dtype=np.uint8)
 
 
 def find_tokenizer(work_dir: str, choice: str = "auto") -> Path:
@@ -198,6 +218,15 @@ class PoemDataset:
             if ids[-1] == tok.end_id:
                 yield index, poem_id, "".join(parts)
                 parts = []
+
+    def sides(self) -> dict[int, int]:
+        """正文的摘要 → building.TRAIN 或 VAL；没有文字的诗记作 0。"""
+        tok, found = HFTokenizer.from_json(self.tokenizer_json), {}
+        for split, side in (("train", building.TRAIN), ("val", building.VAL)):
+            for _, _, body in self.bodies(split, tok):
+                normal = dedup.normal_form(body)
+                found[dedup.digest(normal) if normal else 0] = side
+        return found
 
     def poem_info(self, poem_id: int) -> dict[str, str]:
         """诗的序号 → {"title", "author"}。"""

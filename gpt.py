@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from embeding import TokenEmbedding, rope_tables, rotate
 from kernels.attention import attention_by_products, padded_length
 from kernels.cross_entropy import Chunks, Scratch, linear_cross_entropy, softmax_parts
-from kernels.dropout import drop, random_noise
+from kernels.dropout import FUSED, drop, random_noise
+from kernels.norm import rms_norm
 from support import hardware
 
 # ── 激活函数：换一个只改这三处 ────────────────────────────────────────
@@ -133,6 +134,7 @@ class Execution:
     compiled: bool = False  # 训练时用 torch.compile 过的块与交叉熵
     quantum: int = 1  # 训练时一个微批次的 token 数补到它的倍数
     by_products: bool | None = None  # 注意力用矩阵乘；None = CPU 上半精度才用，否则用 SDPA
+    fused: bool | None = None  # 逐个执行时用设备的融合核；None = 显卡上才用；编译过的不用
     chunks: Chunks | None = None  # 交叉熵怎样分块；None = 按设备
     scratch: Scratch = field(default_factory=Scratch)  # 训练时交叉熵反复用的内存
 
@@ -178,9 +180,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
+        self.fused: bool | None = None  # 见 Execution.fused
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float()
+        if x.is_cuda if self.fused is None else self.fused:
+            return rms_norm(x, self.weight, self.eps)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
@@ -263,8 +268,10 @@ class Block(nn.Module):
         x = x + self._drop(self.attn.merge(y, length, x.size(0)), noise, 0)
         return x + self._drop(self.mlp(self.norm2(x)), noise, 1)
 
-    def _drop(self, x: torch.Tensor, noise: torch.Tensor | None, index: int) -> torch.Tensor:
-        return x if noise is None else drop(x, noise[index], self.dropout)
+    def _drop(self, x: torch.Tensor, noise: torch.Tensor | str | None, index: int) -> torch.Tensor:
+        if noise is None:
+            return x
+        return drop(x, noise if noise is FUSED else noise[index], self.dropout)
 
 
 class GPT(nn.Module):
@@ -282,6 +289,7 @@ class GPT(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
+        self.configure()
 
     def reset_parameters(self) -> None:
         """输出投影从零开始（每块起初是恒等映射），其余矩阵按输入宽度缩放。"""
@@ -296,6 +304,9 @@ class GPT(nn.Module):
         """改变怎样算；changes 是 Execution 的字段，没有提到的不变。"""
         self.execution = replace(self.execution, **changes)
         self._steps = _steps(self.execution.compiled)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.fused = False if self.execution.compiled else self.execution.fused
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """最后一层归一化之后的隐状态：(B, T) -> (B, T, C)。"""
@@ -304,10 +315,10 @@ class GPT(nn.Module):
         x = self.embed(self._flat(ids))  # (B, T) -> (N, C)
         dropout = self.config.dropout if self.training else 0.0
         if dropout:
-            x = drop(x, random_noise(x.shape, x.device), dropout)
+            x = drop(x, self._noise(x.shape), dropout)
         steps = self._steps if self.training else _steps(compiled=False)
         for block in self.blocks:
-            noise = random_noise((2, *x.shape), x.device) if dropout else None
+            noise = self._noise((2, *x.shape)) if dropout else None
             inputs = x, layout, noise, steps
             if self.training and self.execution.grad_checkpoint:
                 x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -320,6 +331,16 @@ class GPT(nn.Module):
         flat = ids.flatten()
         spare = -len(flat) % self.execution.quantum if self.training else 0
         return F.pad(flat, (0, spare)) if spare else flat
+
+    def _noise(self, shape: tuple) -> torch.Tensor | str:
+        """dropout 的随机数；反向里要重算的不能现取，两次会不同。"""
+        if self._fused() and not self.execution.grad_checkpoint:
+            return FUSED
+        return random_noise(shape, self.cos.device)
+
+    def _fused(self) -> bool:
+        chosen, compiled = self.execution.fused, self.execution.compiled
+        return not compiled and (self.cos.is_cuda if chosen is None else chosen)
 
     def _by_products(self) -> bool:
         chosen = self.execution.by_products
@@ -346,12 +367,13 @@ class GPT(nn.Module):
             return self.head(self.hidden(ids))
         hidden = self.hidden(ids)
         chosen = hidden.flatten(0, 1).index_select(0, where)  # (B, T, C) -> (n, C)
+        half = hardware.autocast_dtype(self.cos.device.type) is not None
         return linear_cross_entropy(
             chosen,
             self.embed.weight,
             labels,
             chunks=self.execution.chunks,
-            kernel=self._steps.softmax,
+            kernel=None if self._fused() and half else self._steps.softmax,
             scratch=self.execution.scratch if self.training else None,
         )
 

@@ -5,7 +5,8 @@
 
 接口里诗的控制项放在 extra_body：author、lines、length、first_line、acrostic、rhyme，
 以及 top_k、min_p、repetition_penalty。每个问题单独成诗，没有对话记忆。
-监听本机以外的地址（--HOST=0.0.0.0）必须设置 --API_KEY；没有密钥时只认本机的 Host。
+监听本机以外的地址（--HOST=0.0.0.0）必须设置 --API_KEY；没有密钥时只认本机的 Host，
+别的名字写进 --ALLOWED_HOSTS。别的网站的页面要来调用，写进 --CORS_ORIGINS。
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 import config
 from support import artefacts, console, files
 from support.console import UserError
-from web import server
+from web import cors, server
+from web.app import Doors
 from web.service import Service
 
 MAX_ROWS = 16  # 一批最多同时写几首；再多的排队
@@ -77,13 +79,19 @@ def load_first(service: Service, given: str) -> None:
         print("还没有模型，先只能看训练页；训练出 best_model.bin 后刷新网页就能写诗。")
 
 
-def serve(service: Service, host: str, sock: socket.socket) -> None:
+def serve(service: Service, doors: Doors, sock: socket.socket) -> None:
     """一直服务到被叫停。"""
-    its_server = server.make_server(service, host)
+    its_server = server.make_server(service, doors)
     hang_up = getattr(signal, "SIGHUP", None)  # Windows 没有
     if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:  # nohup 的意思是接着运行
         signal.signal(hang_up, its_server.handle_exit)
     its_server.run(sockets=[sock])
+
+
+def open_doors() -> Doors:
+    """照配置：谁能进来。"""
+    names = frozenset(each.strip() for each in config.ALLOWED_HOSTS.split(",") if each.strip())
+    return Doors(config.HOST, names, cors.origins(config.CORS_ORIGINS, config.API_KEY))
 
 
 def check_installed() -> None:
@@ -102,6 +110,7 @@ def main() -> None:
     config.load(__doc__)
     host, port = config.HOST, config.PORT
     check_address(host, config.API_KEY)
+    doors = open_doors()
     check_installed()
     load = functools.partial(load_engine, config.values())
     limit = config.MAX_CONCURRENT
@@ -111,7 +120,7 @@ def main() -> None:
     name = f"[{host.strip('[]')}]" if ":" in host else host
     print(f"写诗：http://{name}:{port}    看训练：http://{name}:{port}/train")
     print(f"OpenAI 接口：http://{name}:{port}/v1    按 Ctrl-C 停止")
-    serve(service, host, sock)
+    serve(service, doors, sock)
     print("已停止。")
 
 

@@ -1,18 +1,21 @@
 """建训练集（题目 → 诗）：WORK_DIR 里的 all_poems.json 与分词器 → dataset.bin。
 
 先运行 data_clean.py 和 hug_face_tokenizer.py；之后运行 train_gpt.py。
+从已有的模型接着学（--FROM=模型）时，分词器与最大长度用那个模型的，不用训练分词器。
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import checkpoint
 import config
 import dataset
 import tokenizer
 from poems import collection
 from support import artefacts, console, files, lock
 from support.console import UserError
+from writing import origin
 
 
 def load_tokenizer() -> tokenizer.HFTokenizer:
@@ -30,10 +33,23 @@ def load_tokenizer() -> tokenizer.HFTokenizer:
     return tok
 
 
+def choose_tokenizer() -> tuple[tokenizer.HFTokenizer, int]:
+    """分词器与最大长度：给了 FROM 就是那个模型的，否则照配置。"""
+    if not config.FROM:
+        return load_tokenizer(), config.MAX_SEQ_LEN
+    model = origin.open_model(config.FROM, config.WORK_DIR)
+    tok = checkpoint.tokenizer_of(model)
+    longest = model["model_config"]["max_seq_len"]
+    print(f"分词器：{config.FROM} 自带的（词表 {tok.vocab_size}）")
+    if longest != config.MAX_SEQ_LEN:
+        print(f"最大长度照它的：MAX_SEQ_LEN {config.MAX_SEQ_LEN} → {longest}")
+    return tok, longest
+
+
 def build(shares: dict | None, prompts_per_poem: int) -> dict:
     """按配置建 dataset.bin，打印结果，返回统计；train_dataset_all.py 也用它。"""
     poems = collection.find_cleaned(config.WORK_DIR)
-    tok = load_tokenizer()
+    tok, max_seq_len = choose_tokenizer()
     out = files.work_path(config.WORK_DIR, artefacts.DATASET)
     with lock.writing(config.WORK_DIR):
         report = dataset.build(
@@ -44,7 +60,7 @@ def build(shares: dict | None, prompts_per_poem: int) -> dict:
             prompts_per_poem=prompts_per_poem,
             val_share=config.VAL_SHARE,
             seed=config.SEED,
-            max_seq_len=config.MAX_SEQ_LEN,
+            max_seq_len=max_seq_len,
         )
     print_report(report, out)
     return report
@@ -69,7 +85,9 @@ def print_report(report: dict, out: Path) -> None:
         print(f"没有正文而跳过的诗：{report['empty']:,} 首")
     size = report["bytes"] / 1e6
     print(f"写好 {out}（{size:.1f} MB），用时 {report['seconds']:.1f} 秒")
-    print("下一步：python train_gpt.py")
+    if report["kept_val"]:
+        print(f"原来的验证诗有 {report['kept_val']:,} 首还在，仍作验证；原来的训练诗也不换边。")
+    print("下一步：python train_gpt.py" + (f" --FROM={config.FROM}" if config.FROM else ""))
 
 
 def main() -> None:

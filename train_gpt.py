@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import config
-from support import console
+from support import console, cuda
 
 
 def main() -> int:
+    cuda.allow_growing_segments()  # 要在导入 PyTorch 之前
     config.load(__doc__)
     from training import loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
 

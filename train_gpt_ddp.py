@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 
 import config
-from support import console
+from support import console, cuda
 
 
 def main() -> int:
+    cuda.allow_growing_segments()  # 要在导入 PyTorch 之前
     from training import launch, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
     from training.distributed import Told
 

@@ -89,8 +89,8 @@ def check_memory(settings: Settings) -> Findings:
     dtype = "bf16" if settings.DTYPE == "auto" else settings.DTYPE
     if torch.cuda.is_available():
         device = torch.device("cuda")
-        gib = torch.cuda.get_device_properties(device).total_memory / memory.GIB
-        card = f"这张 {gib:.1f} GB 的显卡"
+        gib = smallest_free() / memory.GIB
+        card = f"显卡此刻空着 {gib:.1f} GB，"
         dtype = hardware.dtype_name(hardware.pick_dtype(settings.DTYPE, device))
     peak = _predict(settings, "cuda", dtype, vocab)
     text = f"{dtype} 训练预计 {memory.pretty(peak)}，连上下文与碎片约 "
@@ -102,6 +102,13 @@ def check_memory(settings: Settings) -> Findings:
         yield Finding(level, "显存", f"{text}放不下", _smaller(settings, dtype, vocab, gib))
     if hardware.pick_device(settings.DEVICE).type == "cpu":
         yield from _check_ram(settings, vocab)
+
+
+def smallest_free() -> int:
+    """各张显卡里空着最少的，字节：桌面和别的程序占着的不能算。"""
+    import torch
+
+    return min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
 
 
 def _smaller(settings: Settings, dtype: str, vocab: int, gib: float) -> str:

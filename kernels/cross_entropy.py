@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from kernels.lookup import gradient_of
 from support import hardware
 
+_WORDS = 64  # 半精度的词表补零到它的倍数
 _SIZES = 4  # 最后一块补零到一块的几分之一的倍数：形状只有这么多种；补的行是零，不影响梯度
 
 
@@ -65,19 +66,31 @@ def softmax_parts(logits: torch.Tensor, target: torch.Tensor) -> tuple:
     return loss.squeeze(1), total.reciprocal()
 
 
+def fused_softmax(logits: torch.Tensor, target: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """softmax(logits (n, V)) 放进 out，返回各行的损失 (n,)。
+
+    显卡上的 softmax 一个核读写半精度、里面用 fp32 算，不必造几份 fp32 的副本；损失由最大的那个
+    概率求出，它不会太小，fp16 也存得准。
+    """
+    top, where = logits.max(-1, keepdim=True)
+    wanted = logits.gather(1, target[:, None])
+    torch.softmax(logits, -1, out=out)
+    return (top.float() - out.gather(1, where).float().log() - wanted.float()).squeeze(1)
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
     chunks: Chunks | None = None,
-    kernel: Callable = softmax_parts,
+    kernel: Callable | None = softmax_parts,
     scratch: Scratch | None = None,
 ) -> torch.Tensor:
     """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, C)，weight (V, C)，labels (N,)。
 
     反向把 weight 的梯度加进 weight.grad，所以要用 backward()，不能用 torch.autograd.grad。
-    chunks 默认按设备；kernel 是 softmax_parts 或编译过的它。给了 scratch 就用它的内存；再用它
-    之前要先反向，否则反向报错。
+    chunks 默认按设备；kernel 是 softmax_parts 或编译过的它，None = 用 fused_softmax。
+    给了 scratch 就用它的内存；再用它之前要先反向，否则反向报错。
     """
     device = hidden.device.type
     dtype = hardware.autocast_dtype(device) or hidden.dtype
@@ -97,12 +110,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         chunks: Chunks,
         dtype: torch.dtype,
-        kernel: Callable,
+        kernel: Callable | None,
         scratch: Scratch,
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         take = functools.partial(scratch.take, device=weight.device)
-        matrix = take("matrix", weight.shape, dtype).copy_(weight)
+        matrix = _copy_of(weight, dtype, take)  # (V', C)
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         if need:
             grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
@@ -113,15 +126,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             real, spare = len(part), -len(part) % (max(1, chunks.rows // _SIZES))
             part, target = F.pad(part, (0, 0, 0, spare)), F.pad(target, (0, spare))
             logits = take("logits", (len(part), len(matrix)), dtype)
-            torch.mm(part, matrix.t(), out=logits)  # (n, C) @ (C, V) -> (n, V)
-            # 从这里起 logits 里是 exp
-            loss, inverse = _exponentiate(logits, target, chunks.expo_rows, kernel)
+            torch.mm(part, matrix.t(), out=logits)  # (n, C) @ (C, V') -> (n, V')
+            logits[:, len(weight) :] = -math.inf
+            if kernel is None:
+                expo, inverse = take("softmax", logits.shape, dtype), None
+                loss = fused_softmax(logits, target, expo)
+            else:
+                loss, inverse = _exponentiate(logits, target, chunks.expo_rows, kernel)
+                expo = logits  # 里面已经是 exp
             total += loss[:real].sum()
             if need:
-                grad = (logits @ matrix).float() * inverse - matrix[target].float()  # (n, C)
+                grad = _scaled(expo @ matrix, inverse) - matrix[target].float()  # (n, C)
                 grad_hidden[start : start + chunks.rows] = grad[:real]
-                product = take("product", weight.shape, dtype)
-                _add_weight_grad(grad_weight, logits, part, inverse, target, product)
+                product = take("product", matrix.shape, dtype)
+                _add_weight_grad(grad_weight, expo, part, inverse, target, product)
         if need:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.dtype, ctx.weight = hidden.dtype, weight
@@ -133,6 +151,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             gradient_of(ctx.weight).addcmul_(grad_weight.to(ctx.weight.dtype), grad_output)
         return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 6)
+
+
+def _copy_of(weight: torch.Tensor, dtype: torch.dtype, take: Callable) -> torch.Tensor:
+    """weight 的 dtype 副本；显卡上半精度的矩阵乘要补零到整块的行数，否则用不上张量核。"""
+    words = len(weight)
+    spare = -words % _WORDS if weight.is_cuda and dtype != torch.float32 else 0
+    matrix = take("matrix", (words + spare, weight.size(1)), dtype)
+    matrix[:words].copy_(weight)
+    matrix[words:].zero_()
+    return matrix
+
+
+def _scaled(product: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor:
+    """fp32 的 product · inverse；inverse 为 None 时是 1。"""
+    return product.float() if inverse is None else product.float() * inverse
 
 
 def _exponentiate(
@@ -148,14 +181,14 @@ def _add_weight_grad(
     grad_weight: torch.Tensor,
     expo: torch.Tensor,
     part: torch.Tensor,
-    inverse: torch.Tensor,
+    inverse: torch.Tensor | None,
     target: torch.Tensor,
     product: torch.Tensor,
 ) -> None:
     """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part；product 放乘积。"""
-    scaled = (part.float() * inverse).to(part.dtype)
+    scaled = part if inverse is None else (part.float() * inverse).to(part.dtype)
     if grad_weight.dtype == expo.dtype:
         grad_weight.addmm_(expo.t(), scaled)  # (V, n) @ (n, C) -> (V, C)
     else:
-        grad_weight += torch.mm(expo.t(), scaled, out=product)
+        grad_weight += torch.mm(expo.t(), scaled, out=product)[: len(grad_weight)]
     grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)

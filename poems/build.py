@@ -28,6 +28,7 @@ DOCUMENT_ARRAYS = {  # 每篇文档一个数
 _BATCH = 512  # 一批编码这么多首诗
 _VAL_SLACK = 10  # 验证诗的字数至多是 VAL_SHARE 的这么多倍
 _VAL_MOST = 0.5  # 也不超过全部的一半
+TRAIN, VAL = 1, 2  # 一首诗以前在哪一边；0 = 没有见过
 
 Poems = Iterable[dict]
 
@@ -78,6 +79,7 @@ class Survey:
         self.offsets = array.array("q", [0])  # 各段文字的起点：题目、作者、题目、作者……
         self.chars = array.array("q")  # 各诗正文的字数
         self.signatures: list[np.ndarray] = []
+        self.digests = array.array("Q")  # 各诗正文的摘要，认出同一首诗；没有文字的是 0
         self.count = 0
 
     def add(self, poems: list[dict]) -> None:
@@ -88,7 +90,9 @@ class Survey:
                 self.offsets.append(self.names.tell())
         bodies = [chat_format.body(poem) for poem in poems]
         self.chars.extend(map(len, bodies))
-        self.signatures.append(dedup.signature([dedup.normal_form(body) for body in bodies]))
+        normal = [dedup.normal_form(body) for body in bodies]
+        self.signatures.append(dedup.signature(normal))
+        self.digests.extend(dedup.digest(text) if text else 0 for text in normal)
         self.count += len(poems)
 
     def groups(self) -> np.ndarray:
@@ -109,11 +113,17 @@ class Survey:
 
 
 def choose_val(
-    groups: np.ndarray, share: float, seed: int, chars: np.ndarray | None = None
+    groups: np.ndarray,
+    share: float,
+    seed: int,
+    chars: np.ndarray | None = None,
+    before: np.ndarray | None = None,
 ) -> np.ndarray:
     """各诗的组号 (n,) → bool (n,)，True 为验证诗；整组同进退，约占 share，至少一首。
 
     chars (n,) 是各诗的字数：验证诗的字数也有限，长诗不会把大半诗集带到验证里。
+    before (n,) 是各诗以前在哪一边（VAL、TRAIN，新的诗是 0）：有旧诗的组留在原来那边，
+    两边都有时算验证诗；只在全是新诗的组里挑还缺的。
     share 为 0，或分不开（只有一组，或每组都太大）时全为 False。
     """
     chosen = np.zeros(len(groups), dtype=bool)
@@ -125,9 +135,14 @@ def choose_val(
     limit = weights.sum() * min(_VAL_MOST, _VAL_SLACK * share)
     order = list(range(len(labels)))
     random.Random(f"val {seed}").shuffle(order)
-    picked = np.zeros(len(labels), dtype=bool)
-    taken, weight = 0, 0.0
+    side = np.zeros(len(labels), dtype=np.uint8)
+    if before is not None:
+        np.maximum.at(side, group_of, before)
+    picked = side == VAL
+    taken, weight = int(sizes[picked].sum()), float(weights[picked].sum())
     for label in order:
+        if side[label]:
+            continue
         if taken + sizes[label] <= wanted and weight + weights[label] <= limit:
             picked[label] = True
             taken += sizes[label]

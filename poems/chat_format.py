@@ -223,7 +223,11 @@ def jinja_template(start: str, end: str) -> str:
         "{%- endfor -%}",
         f"{{{{- {_quoted(opening)} -}}}}" if opening else "",
         "{%- for message in messages[last.user:] -%}",
-        f"{{{{- {_quoted(start)} + message['role'] + '\\n' + message['content'] -}}}}",
+        f"{{{{- {_quoted(start)} + message['role'] + '\\n' -}}}}",
+        "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}",
+        "{%- for part in message['content'] -%}",
+        "{{- ('' if loop.first else '\\n') + part['text'] -}}",
+        "{%- endfor -%}{%- endif -%}",
         f"{{{{- {_quoted(ANSWER.tail + end + ANSWER.gap)} if message['role'] == "
         f"{_quoted(ANSWER.role)} else {_quoted(user.tail + end + user.gap)} -}}}}",
         "{%- endfor -%}",

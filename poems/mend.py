@@ -165,6 +165,11 @@ def _plain_blanks(text: str) -> str:
     return _INNER_BLANK.sub(" ", _EDGE_BLANKS.sub("", text))
 
 
+def typed(text: str) -> str:
+    """人输入的问题、首行之类：看不见的字符、换行与特殊空白照语料改，别的不动。"""
+    return _plain_blanks(_no_unseen(_line_ends(text))).strip()
+
+
 _STEPS = (
     (HTML, _no_html),
     (NEWLINES, _line_ends),

@@ -69,14 +69,22 @@ TABLE = (
     ),
     Option(
         "repetition_penalty", float, "重复惩罚", "1 = 不惩罚", REPEAT, 1.0, 0.1, 10,
-        setting="REPETITION_PENALTY", slider=(1, 2, 0.05),
+        setting="REPETITION_PENALTY", slider=(1, 2, 0.05), aliases=("repeat_penalty", "rep_pen"),
+    ),
+    Option(
+        "presence_penalty", float, "出现惩罚", "诗里写过的字词减去这么多，负的是鼓励", REPEAT,
+        0.0, -2, 2, slider=(-2, 2, 0.1),
+    ),
+    Option(
+        "frequency_penalty", float, "频率惩罚", "诗里每写过一次减去这么多", REPEAT,
+        0.0, -2, 2, slider=(-2, 2, 0.1),
     ),
     Option(
         "no_repeat_ngram", int, "不重复", "连着这么多个 token 不许出现第二次，0 = 不管", REPEAT,
-        0, 0, 1 << 16, setting="NO_REPEAT_NGRAM",
+        0, 0, 1 << 16, setting="NO_REPEAT_NGRAM", aliases=("no_repeat_ngram_size",),
     ),
     Option(
-        "penalize_marks", bool, "罚标点", "是 = 重复惩罚也算标点与换行", REPEAT, False,
+        "penalize_marks", bool, "罚标点", "是 = 三种惩罚也算标点与换行", REPEAT, False,
     ),
     Option(
         "seed", int, "种子", "同一个种子写同一首诗", EXTENT, None, 0, (1 << 63) - 1,
@@ -84,10 +92,13 @@ TABLE = (
     ),
     Option(
         "max_new_tokens", int, "长度", "最多写多少 token", EXTENT, 1 << 20, 1, 1 << 20,
-        setting="MAX_NEW_TOKENS", aliases=("max_tokens", "max_completion_tokens"),
-        api=(1, 1 << 31),
+        setting="MAX_NEW_TOKENS", api=(1, 1 << 31),
+        aliases=("max_tokens", "max_completion_tokens", "n_predict", "num_predict"),
     ),
-    Option("min_new_tokens", int, "最短", "至少写多少 token", EXTENT, 0, 0, 1 << 20),
+    Option(
+        "min_new_tokens", int, "最短", "至少写多少 token", EXTENT, 0, 0, 1 << 20,
+        aliases=("min_tokens",),
+    ),
     Option(
         "context", str, "写满", "写满上下文时：stop 停下，slide 丢掉最早的部分继续", EXTENT, "stop",
         choices=("stop", "slide"), setting="CONTEXT",
@@ -115,6 +126,20 @@ TABLE = (
     Option(
         "rhyme", str, "押韵", "一个字、韵部名，或 是", CONTROL, high=8,
         switch="随第一行的韵", common=True, blank="不押韵", brief="押{}韵",
+    ),
+    Option(
+        "form", str, "体裁", "几行、每行几个字、隔行押韵", CONTROL,
+        choices=("五言绝句", "七言绝句", "五言律诗", "七言律诗"),
+        common=True, blank="不限", brief="{}",
+    ),
+    Option(
+        "line_chars", int, "每行字数", "每行恰好几个汉字，不写标点", CONTROL, None, 2, 30,
+        blank="不限", brief="每行 {} 字",
+    ),
+    Option(
+        "tones", str, "平仄", "与体裁同用：平起、仄起，首句入韵或不入韵，或 是", CONTROL,
+        choices=("平起", "平起入韵", "仄起", "仄起入韵"),
+        switch="挑合适的一种", blank="不管", brief="{}",
     ),
     Option("n", int, "几首", "一次写几首，最好的在前", SEVERAL, 1, 1, 64, api=(1, 8)),
     Option(

@@ -19,6 +19,7 @@ LOSS_PICTURE = "loss.png"
 SAMPLES = "samples.txt"
 RUN_INFO = "run_info.json"
 LOCK = "writing.lock"  # 谁正在写这个目录
+LOGS = "logs"  # LOGGER 的 tensorboard、swanlab、wandb 写在这里
 EXPORT_HF = "export_hf"
 EXPORT_GGUF = "export_gguf"
 IMPORTED = "checkpoint_imported.bin"  # 由 Hugging Face 目录导回的

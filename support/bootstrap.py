@@ -216,7 +216,9 @@ def torch_index() -> str | None:
     """
     cuda = driver_cuda()
     if platform.system() == "Windows":
-        return TORCH_INDEX + cuda_build(cuda) if cuda else None
+        return TORCH_INDEX + cuda_build(cuda, card_capability()) if cuda else None
+    if platform.system() == "Linux" and cuda is not None and _is_old(card_capability()):
+        return TORCH_INDEX + cuda_build(cuda, card_capability())  # 默认的可能没有给它编译的核
     if platform.system() == "Linux" and cuda is None and not Path("/opt/rocm").exists():
         return TORCH_INDEX + "cpu"
     return None
@@ -235,10 +237,31 @@ def driver_cuda() -> tuple[int, int] | None:
     return (int(found.group(1)), int(found.group(2))) if found else (12, 1)
 
 
-def cuda_build(driver: tuple[int, int]) -> str:
-    """驱动支持的 CUDA 版本 → PyTorch 索引里的名字；Python 3.8 只有 cu121 的。"""
+def card_capability() -> tuple[int, int] | None:
+    """最旧的那张卡的计算能力，如 (8, 6)；问不出来时为 None。"""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, stdout=subprocess.PIPE, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # 旧驱动不认得这个问法
+        return None
+    found = re.findall(rb"^\s*(\d+)\.(\d+)", output, re.MULTILINE)
+    return min(((int(a), int(b)) for a, b in found), default=None)
+
+
+def _is_old(capability: tuple[int, int] | None) -> bool:
+    """Turing 以前的卡：cu128 起的 PyTorch 没有给它们编译的核。"""
+    return capability is not None and capability < (7, 5)
+
+
+def cuda_build(driver: tuple[int, int], capability: tuple[int, int] | None = None) -> str:
+    """驱动支持的 CUDA 版本与卡 → PyTorch 索引里的名字；Python 3.8 只有 cu121 的。"""
     if sys.version_info < (3, 9):
         return "cu121"
+    if _is_old(capability):
+        return "cu126" if driver >= (12, 6) else "cu121"
     for version, name in (((12, 8), "cu128"), ((12, 6), "cu126")):
         if driver >= version:
             return name

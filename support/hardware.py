@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, ContextManager, NamedTuple
 
+from support import cuda
 from support.console import UserError
 
 if TYPE_CHECKING:
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """DEVICE 配置 → torch.device；auto 依次试 CUDA、CPU。"""
+    """DEVICE 配置 → torch.device；auto 依次试 CUDA、CPU，显卡要真的跑得了一个核才算数。"""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        problem = cuda.kernel_problem(0) if name == "cuda" else None
+        if problem:
+            say_once(f"有显卡，但用不了，改用 CPU：{problem}")
+            name = "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
             built = "装的是 CPU 版 PyTorch" if torch.version.cuda is None else "驱动或显卡不可用"
@@ -33,13 +39,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
                 f"DEVICE=cuda，但 CUDA 不可用（{built}）。\n"
                 "查看原因：python diagnose.py；先用 CPU：--DEVICE=cpu"
             )
-        count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise UserError(
-                f"第 {local_rank} 号进程没有显卡可用：本机只有 {count} 张。\n"
-                f"请用 --nproc_per_node={count}，或 --DEVICE=cpu"
-            )
-        return torch.device("cuda", local_rank)
+        return _card(local_rank)
     if name == "mps":
         backend = getattr(torch.backends, "mps", None)
         if backend is None or not backend.is_available():
@@ -47,12 +47,36 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device(name)
 
 
+def _card(local_rank: int) -> torch.device:
+    """本机第 local_rank 个进程用的显卡。"""
+    import torch
+
+    count = torch.cuda.device_count()
+    index = 0 if cuda.sees_one_of_many(count) else local_rank
+    if index >= count:
+        raise UserError(
+            f"第 {local_rank} 号进程没有显卡可用：本机只有 {count} 张。\n"
+            f"请用 --nproc_per_node={count}，或 --DEVICE=cpu；"
+            "手工在几台机器上起的，每台再设 LOCAL_RANK=0"
+        )
+    problem = cuda.kernel_problem(index)
+    if problem:
+        raise UserError(f"DEVICE=cuda，但显卡用不了：{problem}\n先用 CPU：--DEVICE=cpu")
+    return torch.device("cuda", index)
+
+
+@functools.lru_cache(maxsize=None)
+def say_once(text: str) -> None:
+    """同一句话只说一次。"""
+    print(text, file=sys.stderr)
+
+
 def native_bf16(device: torch.device) -> bool:
     """设备是否有 bf16 的硬件矩阵乘（模拟的不算）。"""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
+        return cuda.has_bf16(device)
     if device.type != "cpu":
         return False
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
@@ -72,7 +96,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "auto":
         if device.type == "cuda":
-            name = "bf16" if native_bf16(device) else "fp16"
+            half = "fp16" if cuda.has_fast_fp16(device) else "fp32"
+            name = "bf16" if native_bf16(device) else half
         else:
             name = "bf16" if native_bf16(device) else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
@@ -118,16 +143,29 @@ def compiler_problem(device: torch.device) -> str | None:
     if device.type == "mps":
         return "MPS 上的编译还不成熟"
     if device.type == "cuda":
-        import importlib.util
-
-        if importlib.util.find_spec("triton") is None:
-            return "没有 Triton（Windows 上常见）"
-        return None
+        return _triton_problem(device)
     names = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
     if os.environ.get("CXX") and shutil.which(os.environ["CXX"]):
         return None
     if not any(shutil.which(name) for name in names):
         return f"没有 C++ 编译器（{' 或 '.join(names)}）"
+    return None
+
+
+def _triton_problem(device: torch.device) -> str | None:
+    """CUDA 上的编译要 Triton；它又要够新的卡，在 Linux 上还要 C 编译器。"""
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        return "没有 Triton（Windows 上常见）"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 7:
+        return f"Triton 不支持 sm_{major}{minor} 的卡"
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    if sys.platform.startswith("linux") and not any(filter(None, map(shutil.which, compilers))):
+        return "没有 C 编译器（gcc 或 clang）"
     return None
 
 
@@ -155,10 +193,13 @@ def pick_compile(name: str, device: torch.device, long_enough: bool = True) -> C
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；CPU 上约半秒。
+    """size³ 矩阵乘达到的最高 FLOP/s，是算 MFU 的分母；约半秒。
 
     没有硬件支持的精度（如 CPU 上的 fp16）慢上千倍，改用小矩阵估计。
     """
+    if kind_of(device) == "cuda":
+        _warm_up(device, dtype, size)
+        return _product_speed(device, dtype, size, 6, products=20)
     small = size // 8
     speed = _product_speed(device, dtype, small, 8)
     if 2 * size**3 / speed > 3.0:
@@ -166,7 +207,24 @@ def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> 
     return max(speed, _product_speed(device, dtype, size, 6))
 
 
-def _product_speed(device: torch.device, dtype: torch.dtype, size: int, repeats: int) -> float:
+def kind_of(device: torch.device | str) -> str:
+    """设备或它的名字 → cpu | cuda | mps。"""
+    import torch
+
+    return torch.device(device).type
+
+
+def _warm_up(device: torch.device, dtype: torch.dtype, size: int, seconds: float = 0.3) -> None:
+    """显卡空闲时频率低，先让它跑起来，否则量到的峰值偏低。"""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        _product_speed(device, dtype, size, 1, products=4)
+
+
+def _product_speed(
+    device: torch.device, dtype: torch.dtype, size: int, repeats: int, products: int = 1
+) -> float:
+    """每次计时连着算 products 个；取最快的一次。"""
     import torch
 
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -174,16 +232,17 @@ def _product_speed(device: torch.device, dtype: torch.dtype, size: int, repeats:
     for _ in range(repeats):
         _wait(device)
         began = time.perf_counter()
-        a @ b
+        for _ in range(products):
+            a @ b
         _wait(device)
         best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+    return 2 * size**3 * products / best
 
 
 def _wait(device: torch.device) -> None:
     import torch
 
-    if torch.device(device).type == "cuda":
+    if kind_of(device) == "cuda":
         torch.cuda.synchronize(device)
 
 
@@ -191,6 +250,44 @@ def _wait(device: torch.device) -> None:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h> 里的编号
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+_MEMORY_MARKS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",  # Windows 上的 CPU
+    "status_alloc_failed",  # cuBLAS、cuDNN
+    "cublas_status_not_initialized",  # 显存满了，cuBLAS 起不来
+    "cudnn_status_not_initialized",
+    "failed to cuda calloc",  # NCCL
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """显存（或内存）不足。"""
+    import torch
+
+    kind = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    if isinstance(error, (kind, torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(mark in text for mark in _MEMORY_MARKS)
+
+
+def forget_freed_memory(device: torch.device) -> None:
+    """出过显存不足以后：把没用的段都还给显卡。
+
+    显卡上的反向在自动求导自己的线程里，异常传出来时它可能还拿着整张图；让它先放手。
+    """
+    import gc
+
+    import torch
+
+    if device.type != "cuda":
+        return
+    gc.collect()
+    time.sleep(0.05)
+    torch.cuda.empty_cache()
 
 
 def keep_memory() -> None:

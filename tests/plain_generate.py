@@ -31,6 +31,9 @@ def generate(model, tok, ids: list, options, asked: tuple = ()) -> list:
         seen = counted([*asked, *out])
         if seen.numel():
             sample.penalize_repeats(logits, seen, options.repetition_penalty)
+        for token in counted(out)[0].tolist():
+            logits[0, token] -= options.presence_penalty
+            logits[0, token] -= options.frequency_penalty * out.count(token)
         banned = sample.repeated_ngrams(out, options.no_repeat_ngram)
         if len(out) < options.min_new_tokens:
             banned.update(stops)

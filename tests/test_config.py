@@ -81,6 +81,13 @@ def test_home_is_expanded(monkeypatch, tmp_path):
     assert config.RAW_DATA == "a~b"
 
 
+def test_a_share_of_old_poems_needs_their_dataset(monkeypatch):
+    monkeypatch.setattr(config, "REPLAY_SHARE", 0.2)
+    assert any("REPLAY_DATA" in problem for problem in config.check())
+    monkeypatch.setattr(config, "REPLAY_DATA", "old")
+    assert config.check() == []
+
+
 def test_missing_value(capsys):
     assert "--SEED=值" in errors(capsys, "--SEED")
 

@@ -16,10 +16,11 @@ import pytest
 import config
 import dataset
 import tokenizer
+import train_dataset_one
 from poems import build as building
 from poems import chat_format, wording
 from support.console import UserError
-from tests import tiny_tokenizer
+from tests import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARS = (
@@ -416,3 +417,73 @@ def test_chars_bound_the_validation_share():
     alone = building.choose_val(np.array([0, 0, 2]), 0.5, 1, np.array([1, 1, 9]))
     assert alone.tolist() == [True, True, False]
     assert not building.choose_val(np.array([0, 1, 1]), 0.02, 1, np.array([9, 1, 1])).any()
+
+
+# ── 诗集长大了 ────────────────────────────────────────────────────────
+
+
+def bodies_of(data, split, poems):
+    return {chat_format.body(poems[poem_id]) for _, _, poem_id in data.documents(split)}
+
+
+def test_no_poem_changes_sides_when_others_are_added(poems, source, tok, tmp_path):
+    out = tmp_path / "dataset.bin"
+    first, report = build(source, tok, out, max_seq_len=128)
+    with first:
+        before = {side: bodies_of(first, side, poems) for side in ("train", "val")}
+    assert report["kept_val"] == 0
+    more = [*(invent(seed) for seed in range(5000, 5060)), *reversed(poems)]
+    grown, report = build(write_poems(tmp_path / "more.json", more), tok, out, max_seq_len=128)
+    with grown:
+        after = {side: bodies_of(grown, side, more) for side in ("train", "val")}
+        assert grown.header["val_poems"] == round(0.2 * len(more))
+    assert before["val"] < after["val"] and before["train"] < after["train"]
+    assert report["kept_val"] == len(before["val"])
+
+
+def test_building_again_writes_the_same_bytes(source, tok, tmp_path):
+    out = tmp_path / "dataset.bin"
+    written = []
+    for _ in range(2):
+        build(source, tok, out, shares=SHARES, prompts_per_poem=2)[0].close()
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_another_seed_divides_anew_and_a_broken_file_is_no_guide(source, tok, tmp_path):
+    out, fresh = tmp_path / "dataset.bin", tmp_path / "fresh.bin"
+    build(source, tok, out)[0].close()
+    build(source, tok, out, seed=8)[0].close()
+    build(source, tok, fresh, seed=8)[0].close()
+    assert out.read_bytes() == fresh.read_bytes()
+    out.write_bytes(out.read_bytes()[:100])
+    build(source, tok, out, seed=8)[0].close()
+    assert out.read_bytes() == fresh.read_bytes()
+
+
+def test_groups_stay_where_their_old_poems_were():
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 4])
+    before = np.array([2, 0, 1, 0, 2, 1, 0, 0], dtype=np.uint8)  # 第 2 组两边都有
+    chosen = building.choose_val(groups, 0.25, 1, before=before)
+    assert chosen.tolist() == [True, True, False, False, True, True, False, False]
+
+
+def test_tokenizer_and_length_of_the_model(tmp_path, poems, monkeypatch, capsys):
+    """--FROM：分词器与最大长度照那个模型，不用训练分词器；模型坏了什么也不写。"""
+    model = tiny_model.save(tmp_path / "best_model.bin", max_seq_len=96)
+    write_poems(tmp_path / "all_poems.json", poems)
+    monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
+    monkeypatch.setattr(config, "FROM", str(tmp_path / "best_model.bin"))
+    train_dataset_one.build(None, 1)
+    with dataset.load(tmp_path / "dataset.bin") as data:
+        assert data.header["max_seq_len"] == 96
+        assert tokenizer.fingerprint(data.tokenizer_json) == tokenizer.fingerprint(
+            model["tokenizer"]
+        )
+    text = capsys.readouterr().out
+    assert "MAX_SEQ_LEN 512 → 96" in text and "train_gpt.py --FROM=" in text
+    written = (tmp_path / "dataset.bin").read_bytes()
+    (tmp_path / "best_model.bin").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="不能用作起点"):
+        train_dataset_one.build(None, 1)
+    assert (tmp_path / "dataset.bin").read_bytes() == written

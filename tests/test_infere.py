@@ -109,6 +109,9 @@ def test_greedy_equals_full_forward(poet, question):
         {"temperature": 1.2, "top_k": 0, "top_p": 0.9, "min_p": 0.01, "seed": 5},
         {"temperature": 0.8, "seed": 6, "min_new_tokens": 90, "max_new_tokens": 200},
         {"seed": 6, "min_new_tokens": 200, "max_new_tokens": 200, "context": "slide"},
+        {"temperature": 0, "repetition_penalty": 1.0, "frequency_penalty": 1.5},
+        {"seed": 7, "presence_penalty": 2, "frequency_penalty": -0.5, "max_new_tokens": 150},
+        {"seed": 8, "presence_penalty": 0.6, "frequency_penalty": 0.3, "penalize_marks": True},
     ],
 )
 def test_engine_equals_the_plain_generator(poet, given):
@@ -120,6 +123,25 @@ def test_engine_equals_the_plain_generator(poet, given):
         poet.model, poet.tok, request.prompt, request.options, request.seen
     )
     assert [token for token in row.tokens if token not in row.stops] == expected
+
+
+def test_additive_penalties_count_the_poem_only(poet):
+    """同批的别的诗、问题与规定的开头都不受影响。"""
+    plain = {**config.sampling(), "seed": 3, "max_new_tokens": 40}
+    wanted = [
+        {**plain, "first_line": "春天的花", "presence_penalty": 1.0},
+        plain,
+        {**plain, "frequency_penalty": 2.0},
+    ]
+    requests = [poet.request("花", **given) for given in wanted]
+    together = [each.text for each in poet.write_all(requests)]
+    assert together == [poet.write_all([request])[0].text for request in requests]
+    assert len(set(together)) == 3
+    row = poet.row(requests[0], 3)
+    spring, flower = poet.tok.encode("春")[0], poet.tok.encode("花")[0]
+    assert row.minus(spring) == row.minus(flower) == 0
+    row.accept(flower)
+    assert row.minus(spring) == 0 and row.minus(flower) == 1.0
 
 
 def test_marks_and_line_breaks_are_not_penalised(poet):
@@ -188,6 +210,15 @@ def test_acrostic_is_guaranteed(poet, heads, seed):
     for options in ({}, {"temperature": 0}, {"temperature": 2.0, "top_k": 0}):
         text = infere.chat("季节", acrostic=heads, seed=seed, max_new_tokens=90, **options)
         assert "".join(line[0] for line in text.split("\n") if line.strip()) == heads
+
+
+@pytest.mark.parametrize("pasted", ["\ufeff春天\u200b", "春\u200d天\u00a0", "\u3000春天\r\n"])
+def test_what_the_corpus_never_has_is_taken_off_the_question(poet, pasted):
+    clean = poet.request("春天", first_line="花", author="海子")
+    found = poet.request(pasted, first_line="\u200b花", author="海\ufe0f子")
+    assert (found.prompt, found.prefix, found.seen) == (clean.prompt, clean.prefix, clean.seen)
+    with pytest.raises(UserError, match="问题是空的"):
+        poet.request("\u200b\ufeff")
 
 
 def test_controls_win_over_other_bans(poet):

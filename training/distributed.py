@@ -23,6 +23,7 @@ from typing import Any, Callable, Iterator
 import torch
 import torch.distributed as dist
 
+from support import hardware
 from support.console import UserError
 
 _PIECE = 1 << 26  # 传检查点时一段的字节数
@@ -182,6 +183,11 @@ class Ranks:
             dist.all_reduce(total)
             return total.tolist()
 
+    def largest(self, value: float) -> float:
+        """各进程的数里最大的。"""
+        mine = [value if rank == self.rank else 0.0 for rank in range(self.world_size)]
+        return max(self.sum(mine))
+
     def sum_gradients(self, flat: torch.Tensor) -> None:
         """各进程的梯度 (参数个数,) 就地相加。"""
         if self.world_size == 1:
@@ -196,7 +202,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if self.world_size == 1 or not lost_peer(error):
+            known = self.world_size == 1 or hardware.is_out_of_memory(error)
+            if known or not lost_peer(error):
                 raise
             self._lost = True
             traceback.clear_frames(error.__traceback__)  # 那里的局部变量握着进程组，close 就拆不掉

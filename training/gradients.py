@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from support import hardware
 from support.console import UserError
 from training.batching import split_for
 from training.distributed import Ranks
@@ -19,19 +20,15 @@ from training.stop import StopSignal
 from training.voice import Voice
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """显存（或内存）不足。"""
-    kind = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-    if isinstance(error, (kind, torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
 def micro_seed(seed: int, number: int, part: int) -> int:
     """第 number 个微批次第 part 份的随机数种子。"""
     state = np.random.SeedSequence((seed, number, part)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def _from_compiler(error: BaseException) -> bool:
+    """编译器（或它编出的代码）抛出的错误。"""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
 class FlatGradients:
@@ -59,6 +56,7 @@ class Gradients:
     ) -> None:
         self.model, self.machine, self.ranks, self.voice = model, machine, ranks, voice
         self.seed = settings.seed
+        self.may_fall_back = settings.compile == "auto"  # 编译好了的，换了形状也会再编译、再出错
         self.split = split_for(settings.budget, machine.device.type)  # 一个微批次分几份算
         self._together = FlatGradients(model) if ranks.world_size > 1 else None
 
@@ -101,9 +99,15 @@ class Gradients:
         try:
             return self._local(batches, weight, stop), 0
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if hardware.is_out_of_memory(error):
+                return 0.0, 1
+            if not (self.may_fall_back and self.machine.compiled and _from_compiler(error)):
                 raise
-            return 0.0, 1
+            why = f"编译的一步出错（{type(error).__name__}）"
+        self.machine.stop_compiling(self.model, why)
+        self.voice.say(f"{why}，从这里起不编译，重做这次更新；结果只差舍入。")
+        self.clear()
+        return self._attempt(batches, weight, stop)
 
     def _local(self, batches: list, weight: float, stop: StopSignal) -> float:
         total = torch.zeros((), device=self.machine.device)
@@ -116,7 +120,7 @@ class Gradients:
 
     def _split_more(self, batches: list) -> None:
         rows = max((len(batch.inputs) for _, batch in batches), default=0)
-        rows = self.ranks.sum([rows])[0]
+        rows = self.ranks.largest(rows)
         if self.split >= rows:
             raise UserError(
                 "显存不够：一次只算一首诗也放不下。最近的检查点是完好的。\n"
@@ -124,8 +128,7 @@ class Gradients:
             )
         self.split *= 2
         self.clear()
-        if self.machine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        hardware.forget_freed_memory(self.machine.device)
         self.voice.say(
             f"显存不够，改成每个微批次分 {self.split} 份计算（梯度不变），重做这次更新。"
         )

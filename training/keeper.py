@@ -5,22 +5,34 @@ Keeper 什么也不做，测速用它的子类；Records 是真正的训练用�
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import checkpoint
-from support import artefacts, console, files
+from support import artefacts, files, hardware
 from support.console import UserError
-from training import resume, runlog, samples, validation
+from training import loggers, resume, runlog, samples, validation
+from training.ornaments import Ornaments
 from training.position import Best
 from training.reporter import Reporter
 from training.run import Run
 from training.schedule import ByUpdates
 from training.seal import Seal
 
+SLOWED = ("cuda",)  # 这些设备上验证、写诗、保存至多占 _BOUNDARY_SHARE 的时间
+_BOUNDARY_SHARE = 0.02
 _MODELS = (artefacts.CHECKPOINT, artefacts.BEST_MODEL)
-_ORNAMENTS = (artefacts.TRAIN_LOG, artefacts.LOSS_PICTURE, artefacts.SAMPLES, artefacts.RUN_INFO)
+_RECORDS = (
+    artefacts.TRAIN_LOG,
+    artefacts.LOSS_PICTURE,
+    artefacts.SAMPLES,
+    artefacts.RUN_INFO,
+    artefacts.LOGS,
+)
 
 
 class Keeper:
@@ -52,6 +64,26 @@ class Keeper:
         self.run.voice.close()
 
 
+class Pace:
+    """边界上的事至多占 share 的时间：显卡算得快，照次数来会太密。只按已经用掉的时间决定。"""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.share, self._clock = share, clock
+        self._cost, self._ended = 0.0, clock()
+
+    def allows(self) -> bool:
+        """上一次用掉的时间，后来的训练摊得薄了没有。"""
+        return self._clock() - self._ended >= self._cost * (1 / self.share - 1)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """在里面做边界上的事。"""
+        began = self._clock()
+        yield
+        self._ended = self._clock()
+        self._cost = self._ended - began
+
+
 class Records(Keeper):
     """在 WORK_DIR 里留下检查点、记录、示例诗和曲线；检查点以外的写不成，只说一声。"""
 
@@ -62,56 +94,43 @@ class Records(Keeper):
         self._log: Any = None
         self._tried = run.position.update  # 最后一次试着保存是在第几次更新
         self._old = () if run.resumed else _MODELS  # 以前的训练留下的，写出新的时才改名
-        self._silenced = set()
+        self._ornaments = Ornaments(run.folder, run.voice.say)
         self._seal = Seal(run.corpus.data)
+        self._pace = Pace(_BOUNDARY_SHARE)
+        self._owed = set()  # 到了次数、推迟着的事
+        self._loggers = loggers.Loggers(run.voice.say)
 
     def open(self) -> None:
         """新的训练把旧的记录改名留着；续训把记录裁到检查点的位置。"""
         run = self.run
         if not run.ranks.is_main:
             return
-        for name in () if run.resumed else _ORNAMENTS:
-            self._ornament(name, self._put_aside, name)
+        ornaments = self._ornaments
+        for name in () if run.resumed else _RECORDS:
+            ornaments.put_aside(name)
         done = run.position.logged
-        iteration = run.settings.iteration(done)
-        self._reopen(artefacts.SAMPLES, lambda path: runlog.trim_samples(path, iteration))
-        self._log = self._reopen(artefacts.TRAIN_LOG, lambda path: runlog.TrainLog(path, done))
+        iteration, old_poems = run.settings.iteration(done), run.corpus.old is not None
+        ornaments.reopen(artefacts.SAMPLES, lambda path: runlog.trim_samples(path, iteration))
+        self._log = ornaments.reopen(
+            artefacts.TRAIN_LOG, lambda path: runlog.TrainLog(path, done, old_poems)
+        )
+        ornaments.attempt(artefacts.LOGS, self._open_loggers, iteration)
 
-    def _reopen(self, name: str, work: Callable[[Path], Any]) -> Any:
-        """接着写一份记录；它损坏了就改名留着，另起一份。"""
-        path = self.run.folder / name
-        try:
-            return work(path)
-        except ValueError as error:
-            self.run.voice.say(f"警告：{name} 已损坏，接不下去（{error}）；训练不受影响。")
-            self._ornament(name, self._put_aside, name)
-        except OSError:  # 再试一次，还是不成就由 _ornament 说
-            pass
-        return self._ornament(name, work, path)
-
-    def _put_aside(self, name: str) -> None:
-        aside = files.keep_aside(self.run.folder / name)
-        if aside is not None:
-            self.run.voice.say(f"已有的 {name} 改名为 {aside.name}")
-
-    def _ornament(self, name: str, work: Callable, *given: Any) -> Any:
-        """做一件少了也不要紧的事：出错时同一样只说一次，训练继续。"""
-        try:
-            return work(*given)
-        except Exception as error:
-            if name not in self._silenced:
-                self._silenced.add(name)
-                known = isinstance(error, OSError)
-                reason = console.explain(error) if known else f"{type(error).__name__}：{error}"
-                self.run.voice.say(f"警告：{name} 没有写成，训练继续。{reason}")
-            return None
+    def _open_loggers(self, done: int) -> None:
+        names = loggers.names_in(self.run.settings.logger)
+        if names != ["csv"]:
+            self._loggers.open(
+                names, loggers.home(self.run.folder, done, asdict(self.run.settings))
+            )
 
     def start(self) -> None:
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
+        if not self.run.position.update:
+            self.run.position.old_before = validation.of_old_poems(self.run)
         if self.run.ranks.is_main:
             info = self.reporter.announce()
             path = self.run.folder / artefacts.RUN_INFO
-            self._ornament(artefacts.RUN_INFO, runlog.write_info, path, info)
+            self._ornaments.attempt(artefacts.RUN_INFO, runlog.write_info, path, info)
         self.reporter.start()
         if self.run.position.pending:
             self._at_boundary(self.run.position.pending)
@@ -122,17 +141,32 @@ class Records(Keeper):
         self.reporter.foretell()
 
     def _at_boundary(self, row: dict) -> None:
-        s, here = self.run.settings, self.run.position
-        if self._due(s.eval_every):
-            row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
-        if self._due(s.sample_every):
-            self._ornament(artefacts.SAMPLES, self._write_sample, row["iter"])
-        here.pending = None
-        if self._log is not None:
-            self._ornament(artefacts.TRAIN_LOG, self._log.add, row)
-        if self._due(s.save_every):
-            self._save()
+        due, attempt = self._due_now(), self._ornaments.attempt
+        with self._pace.working() if due else contextlib.nullcontext():
+            if "eval" in due:
+                row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
+            if "sample" in due:
+                attempt(artefacts.SAMPLES, self._write_sample, row["iter"])
+            self.run.position.pending = None
+            if self._log is not None:
+                attempt(artefacts.TRAIN_LOG, self._log.add, row)
+            self._loggers.scalars(row["iter"], loggers.numbers(row))
+            if "save" in due:
+                self._save()
         self.reporter.show(row)
+
+    def _due_now(self) -> set:
+        """这次更新之后要做的事：eval、sample、save；太密的时候先欠着。"""
+        s, run = self.run.settings, self.run
+        every = {"eval": s.eval_every, "sample": s.sample_every, "save": s.save_every}
+        self._owed |= {name for name, number in every.items() if self._due(number)}
+        if self._owed and run.machine.device.type in SLOWED and not s.early_stop:
+            last = self.schedule.is_complete(run.position)
+            mine = run.ranks.is_main and (last or self._pace.allows())
+            if not run.ranks.sum([float(mine)])[0]:  # 各进程听一个的，才会一起验证
+                return set()
+        due, self._owed = self._owed, set()
+        return due
 
     def _due(self, every: int) -> bool:
         """这次更新是不是刚到（或刚过）every 次迭代的整数倍；最后一次总是。"""
@@ -143,20 +177,31 @@ class Records(Keeper):
     def _validate(self, iteration: int) -> float:
         """验证集的比特/字；更低就写 best_model.bin。"""
         here = self.run.position
-        bpc = validation.bits_per_char(self.run)
+        bpc, old = validation.bits_per_char(self.run), validation.of_old_poems(self.run)
+        if old is not None and here.pending is not None:
+            here.pending[runlog.OLD_BPC] = f"{old:.6f}"
         if not bpc < here.best.val_bpc:
             here.best.stale += 1
             return bpc
-        before, here.best = here.best, Best(val_bpc=bpc, iter=iteration)
+        before = here.best, here.old_best
+        here.best, here.old_best = Best(val_bpc=bpc, iter=iteration), old
         if not self._write(artefacts.BEST_MODEL, full=False):
-            here.best = before  # 没存下就不算，下次验证再试
+            here.best, here.old_best = before  # 没存下就不算，下次验证再试
         return bpc
 
     def _write_sample(self, iteration: int) -> None:
         if not self.run.ranks.is_main:
             return
-        text = samples.poem(self.run, samples.QUESTION, seed=iteration)
+        try:
+            text = samples.poem(self.run, samples.QUESTION, seed=iteration)
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            self.run.voice.say("警告：显存不够写示例诗，跳过这一首；训练继续。")
+            hardware.forget_freed_memory(self.run.machine.device)
+            return
         runlog.add_sample(self.run.folder / artefacts.SAMPLES, iteration, samples.QUESTION, text)
+        self._loggers.poem(iteration, samples.QUESTION, text)
 
     def _write(self, name: str, full: bool, final: bool = False) -> bool:
         """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
@@ -192,8 +237,7 @@ class Records(Keeper):
         if aside is not None:
             self.run.voice.say(f"已有的 {name} 改名为 {aside.name}")
         if name == artefacts.CHECKPOINT:
-            spare = artefacts.CHECKPOINT_PREVIOUS
-            self._ornament(spare, self._put_aside, spare)
+            self._ornaments.put_aside(artefacts.CHECKPOINT_PREVIOUS)
 
     def _save(self, final: bool = False) -> None:
         """保存检查点，重画曲线。"""
@@ -203,7 +247,7 @@ class Records(Keeper):
         self._tried = self.run.position.update
         if self._write(artefacts.CHECKPOINT, full=True, final=final):
             paths = (folder / artefacts.TRAIN_LOG, folder / artefacts.LOSS_PICTURE)
-            self._ornament(artefacts.LOSS_PICTURE, runlog.draw, *paths)
+            self._ornaments.attempt(artefacts.LOSS_PICTURE, runlog.draw, *paths)
 
     def finish(self) -> None:
         """无论多短，都有验证、示例诗、checkpoint.bin 与 best_model.bin。"""
@@ -213,6 +257,8 @@ class Records(Keeper):
         if not math.isfinite(here.best.val_bpc):
             self._validate(self.run.settings.iteration(here.update))
         self._save(final=True)
+        iteration = self.run.settings.iteration(here.update)
+        self._loggers.picture(iteration, self.run.folder / artefacts.LOSS_PICTURE)
         self.reporter.finished()
 
     def interrupted(self) -> None:
@@ -238,3 +284,7 @@ class Records(Keeper):
                 f"第 {here.update} 次更新以前的都已存进 {artefacts.CHECKPOINT}，"
                 "重新运行同一条命令就接着训练。"
             )
+
+    def close(self) -> None:
+        super().close()
+        self._loggers.close()

@@ -95,8 +95,7 @@ def start(resume: str, minutes: float) -> Ranks:
         _refuse_restarts(ranks)
     for name, default in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         os.environ.setdefault(name, default)
-    for name in ("TORCH_NCCL_BLOCKING_WAIT", "NCCL_BLOCKING_WAIT"):
-        os.environ.setdefault(name, "1")  # 超时变成异常，而不是由 NCCL 直接中止进程
+    os.environ.setdefault(_blocking_wait(), "1")  # 超时变成异常，而不是由 NCCL 直接中止进程
     if sys.platform == "win32":
         os.environ.setdefault("USE_LIBUV", "0")  # Windows 的安装包里没有 libuv
     set_threads()
@@ -105,6 +104,12 @@ def start(resume: str, minutes: float) -> Ranks:
     except (RuntimeError, ValueError) as error:
         raise UserError(start_problem(error, "TCPStore", minutes)) from error
     return ranks
+
+
+def _blocking_wait() -> str:
+    """这个环境变量在 2.2 里改了名字；再用旧名字，每个进程都要警告一次。"""
+    old = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 2)
+    return "NCCL_BLOCKING_WAIT" if old else "TORCH_NCCL_BLOCKING_WAIT"
 
 
 def _refuse_restarts(ranks: Ranks) -> None:

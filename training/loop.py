@@ -96,14 +96,16 @@ def one_update(run: Run, schedule: Schedule, feed: Prefetcher) -> dict:
     )
     run.whole = True
     if not finite:
-        _complain(run)
+        complain(run)
     return here.pending
 
 
-def _complain(run: Run) -> None:
+def complain(run: Run) -> None:
     """刚才的更新因非有限值跳过了；连续太多次就停。"""
     count = run.position.bad
-    run.voice.say(f"这次更新出现非有限的损失或梯度，已跳过（连续第 {count} 次）。")
+    usual = run.stepper.scale.enabled and count < 3  # fp16 溢出一两次是常事，放大倍数会自己降
+    if not usual:
+        run.voice.say(f"这次更新出现非有限的损失或梯度，已跳过（连续第 {count} 次）。")
     if count >= run.settings.max_bad_steps:
         raise UserError(
             f"连续 {count} 次更新都是非有限值，停止训练；最近的检查点没有被它们影响。\n"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from support import hardware
+from gpt import GPT
+from support import cuda, hardware
 from training.settings import Settings
 
 
@@ -25,6 +26,8 @@ class Machine:
     def pick(cls, settings: Settings, local_rank: int = 0) -> Machine:
         """按 DEVICE 与 DTYPE 挑；挑不到抛 UserError。"""
         device = hardware.pick_device(settings.device, local_rank)
+        if device.type == "cuda":
+            cuda.set_up(device)
         return cls(device, hardware.pick_dtype(settings.dtype, device))
 
     @property
@@ -33,8 +36,19 @@ class Machine:
 
     @property
     def muon_dtype(self) -> torch.dtype:
-        """Muon 正交化的精度；fp32 时一个进程与几个进程才一致。"""
-        return torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+        """Muon 正交化的精度；fp32 时一个进程与几个进程才一致，显卡上绝不用模拟的 bf16。"""
+        emulated = self.device.type == "cuda" and not hardware.native_bf16(self.device)
+        exact = self.dtype == torch.float32 or emulated
+        return torch.float32 if exact else torch.bfloat16
+
+    @property
+    def warning(self) -> str | None:
+        """这样选会很慢时的一句话。"""
+        if self.device.type != "cuda" or self.dtype != torch.bfloat16:
+            return None
+        if hardware.native_bf16(self.device):
+            return None
+        return "这张卡没有 bf16 的硬件，是模拟的，会慢几倍；请用 --DTYPE=auto"
 
     def chosen(self) -> dict:
         """auto 选了什么；随检查点沿用。"""
@@ -43,6 +57,17 @@ class Machine:
             "DTYPE": self.dtype_name,
             "COMPILE": "on" if self.compiled else "off",
         }
+
+    def stop_compiling(self, model: GPT, reason: str) -> None:
+        """退回逐个算子地执行。"""
+        model.configure(compiled=False)
+        self.compiled, self.compile_reason = False, reason
+
+    def peak_report(self) -> str:
+        """真的用了多少显存（一行，前面带换行），好与开场的预计比；不是显卡时为空。"""
+        if self.device.type != "cuda":
+            return ""
+        return f"\n显存峰值 {torch.cuda.max_memory_allocated(self.device) >> 20} MB"
 
     def autocast(self) -> AbstractContextManager:
         return hardware.autocast(self.device, self.dtype)

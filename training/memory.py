@@ -188,6 +188,7 @@ def _execution(update: Update) -> gpt.Execution:
     return gpt.Execution(
         grad_checkpoint=update.grad_checkpoint,
         by_products=update.dtype != "fp32" and update.device == "cpu",
+        fused=update.device == "cuda",
         chunks=default_chunks(update.device)._replace(rows=rows),
     )
 

@@ -48,25 +48,29 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             by_shape = {}
-            for param, parts in zip(group["params"], group["parts"]):
-                direction = self._direction(param, group["momentum"])
+            directions = self._directions(group["params"], group["momentum"])
+            for param, parts, direction in zip(group["params"], group["parts"], directions):
                 shape = (parts, param.size(0) // parts, param.size(1))
                 by_shape.setdefault(shape[1:], []).append((param, direction.view(shape)))
             for (rows, columns), members in by_shape.items():
                 stacked = torch.cat([direction for _, direction in members])  # (n, r, c)
-                update = orthogonalize(stacked, self.dtype)
+                update = orthogonalize(stacked, self.dtype).to(stacked.dtype)
                 scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
                 pieces = update.split([direction.size(0) for _, direction in members])
-                for (param, _), piece in zip(members, pieces):
-                    param.mul_(1 - group["lr"] * group["weight_decay"])
-                    param.add_(piece.reshape(param.shape).to(param.dtype), alpha=scale)
+                params = [param for param, _ in members]
+                pieces = [piece.reshape(param.shape) for param, piece in zip(params, pieces)]
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, pieces, alpha=scale)
 
-    def _direction(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
-        state = self.state[param]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(param)
-        average = state["momentum"].lerp_(param.grad, 1 - momentum)
-        return param.grad.lerp(average, momentum)  # Nesterov
+    def _directions(self, params: list, momentum: float) -> list:
+        """各矩阵更新的方向（Nesterov 动量）；一起算，显卡上几个核就够。"""
+        for param in params:
+            if "momentum" not in self.state[param]:
+                self.state[param]["momentum"] = torch.zeros_like(param)
+        grads = [param.grad for param in params]
+        averages = [self.state[param]["momentum"] for param in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        return torch._foreach_lerp(grads, averages, momentum)
 
 
 class Optimizers:

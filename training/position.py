@@ -26,6 +26,8 @@ class Position:
     skipped: int = 0
     pending: dict | None = None  # 更新已做、边界上的事（验证、写诗、记录）还没做完的那一行
     best: Best = field(default_factory=Best)
+    old_before: float | None = None  # 训练以前旧诗的验证；没有给 REPLAY_DATA 时没有
+    old_best: float | None = None  # 最佳那一次旧诗的验证
 
     def advance(self, tokens: int, seconds: float, finite: bool) -> None:
         """做完一次更新。"""

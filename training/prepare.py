@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import torch
 
+import checkpoint
 from gpt import GPT, Execution, GPTConfig
-from support import artefacts, files, hardware
+from support import artefacts, cuda, files, hardware
+from support.console import UserError
 from training import optim, resume, warmstart
+from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
-from training.gradients import Gradients, is_out_of_memory
+from training.gradients import Gradients
 from training.machine import Machine
 from training.run import Run
 from training.schedule import Schedule
@@ -26,19 +30,17 @@ _STEPS_OF_SHAPE = 16  # 一份的 token 数补到最大的一份的这么多分�
 def open_run(values: dict, ranks: Ranks) -> Run:
     """values：config.values()；ranks：本进程在哪一组里，单进程是 Ranks()。"""
     hardware.keep_memory()
-    settings = Settings.pick(values)
-    folder = files.work_path(settings.work_dir, ".")
-
-    def open_files() -> tuple:
-        """本机的数据集和（每台机器一个进程读的）检查点。"""
-        corpus = Corpus.open(folder, settings)
-        return corpus, resume.find(values, settings, corpus) if ranks.reads_files else None
-
-    corpus, saved = ranks.together(open_files)
+    folder = files.work_path(values["WORK_DIR"], ".")
+    saved = ranks.together(lambda: resume.find(values) if ranks.reads_files else None)
     newest = resume.newest(saved, ranks)
+    kept = newest.kept if newest is not None else None
+    start = ranks.together(lambda: choose(values, kept))
+    values, settings = start.values, Settings.pick(start.values)
+    corpus = ranks.together(lambda: _open_corpus(folder, start, saved))
     if newest is not None:
         settings = resume.reuse_choices(values, newest.chosen)
     machine = ranks.together(lambda: Machine.pick(settings, ranks.local_rank))
+    refuse_shared_cards(machine, ranks)
     _agree(values, corpus, machine, ranks)
     ranks.connect(machine.device)
     model = _build_model(settings, corpus, machine)
@@ -55,13 +57,23 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         model=model,
         gradients=Gradients(model, machine, settings, ranks, voice),
         stepper=_build_stepper(model, settings, machine),
+        remarks=start.remarks,
     )
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))
     else:
-        _start_anew(run)
+        _start_anew(run, start.model)
     return run
+
+
+def _open_corpus(folder: Path, start: Beginning, saved: dict | None) -> Corpus:
+    """本机的数据集；与起点的模型或检查点对不上时抛 UserError。"""
+    corpus = Corpus.open(folder, Settings.pick(start.values))
+    start.refuse_other_tokenizer(corpus)
+    if saved is not None:
+        resume.refuse_changes(saved, start.values, corpus)
+    return corpus
 
 
 def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
@@ -71,11 +83,22 @@ def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None
         {
             **watched,
             artefacts.DATASET: corpus.data.fingerprint[:12],
+            "旧诗": resume.replayed(corpus)[:12],
             "分词器": corpus.tokenizer.fingerprint[:12],
             "设备": machine.device.type,
             "精度": machine.dtype_name,
         }
     )
+
+
+def refuse_shared_cards(machine: Machine, ranks: Ranks) -> None:
+    """两个进程不能用同一张显卡：NCCL 不肯，显存也只有一份。"""
+    cards = [card for card in ranks.all_gather(cuda.card_id(machine.device)) if card]
+    if len(set(cards)) < len(cards):
+        ranks.refuse(
+            "有两个进程选了同一张显卡。请让进程数等于卡数：--nproc_per_node=卡数；"
+            "手工启动的给每个进程设 LOCAL_RANK，或先用 --DEVICE=cpu"
+        )
 
 
 def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
@@ -110,9 +133,11 @@ def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:
 # ── 起点 ──────────────────────────────────────────────────────────────
 
 
-def _start_anew(run: Run) -> None:
-    """新的训练：0 号进程定下起点，传给所有进程。"""
-    if run.ranks.rank == 0 and _worth_counting(run):
+def _start_anew(run: Run, model: checkpoint.Model | None) -> None:
+    """新的训练：0 号进程定下起点（model 是 FROM 的模型），传给所有进程。"""
+    if model is not None:
+        checkpoint.load_weights(run.model, model["weights"])
+    elif run.ranks.rank == 0 and _worth_counting(run):
         _warm_start(run)
     if run.ranks.world_size > 1:
         weights = run.model.state_dict() if run.ranks.rank == 0 else None
@@ -154,18 +179,38 @@ def compile_model(run: Run, schedule: Schedule) -> None:
     if machine.compiled:
         model.configure(compiled=True)
         _try_compile(run)
+    tell_uneven_compiling(run)
+
+
+def tell_uneven_compiling(run: Run) -> None:
+    """有的进程能编译、有的不能：结果一样，快慢由慢的定，所以要说。"""
+    world_size = run.ranks.world_size
+    compiled = int(run.ranks.sum([float(run.machine.compiled)])[0])
+    if 0 < compiled < world_size:
+        run.voice.say(
+            f"{world_size} 个进程里只有 {compiled} 个能编译：结果不变，但都要等没有编译的"
+        )
 
 
 def _try_compile(run: Run) -> None:
     """先编译一次；auto 时失败就退回普通执行。"""
     batch = run.corpus.batch(run.settings.micro_batches(run.position.update)[0])
+    parts = batch.parts(run.gradients.split)
+    if run.machine.device.type == "cuda":  # 只有一行的要另编一次：趁现在，免得训练中途停半分钟
+        parts = [*parts, batch.parts(len(batch.inputs))[0]]
     try:
-        for part in batch.parts(run.gradients.split):
+        for part in parts:
             run.gradients.backward(part, 1.0, seed=0)
     except Exception as error:
-        if run.settings.compile == "on" or is_out_of_memory(error):
-            raise
-        run.model.configure(compiled=False)
-        run.machine.compiled = False
-        run.machine.compile_reason = f"编译失败：{type(error).__name__}"
+        if not hardware.is_out_of_memory(error):  # 显存不够不是编译的错：训练时会把行分开算
+            _compile_failed(run, error)
     run.gradients.clear()
+    hardware.forget_freed_memory(run.machine.device)
+
+
+def _compile_failed(run: Run, error: Exception) -> None:
+    lines = str(error).strip().splitlines()
+    reason = f"编译失败：{type(error).__name__}" + (f"，{lines[0][:120]}" if lines else "")
+    if run.settings.compile == "on":
+        raise UserError(f"COMPILE=on，但{reason}\n请用 --COMPILE=auto") from error
+    run.machine.stop_compiling(run.model, reason)

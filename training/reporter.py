@@ -7,6 +7,7 @@ import time
 
 from support import artefacts, console, hardware
 from training import memory
+from training.position import Position
 from training.run import Run
 
 
@@ -60,12 +61,25 @@ class Reporter:
                 f"提醒：dataset.bin 是按 MAX_SEQ_LEN={longest} 做的，"
                 f"模型的位置 {longest} 到 {s.max_seq_len} 不会训练到；要用满请重做数据集。"
             )
+        if machine.warning:
+            lines.append(f"注意：{machine.warning}")
         if run.warm_seconds:
             lines.append(f"起点：词嵌入由训练集的相邻词统计算出（{run.warm_seconds:.1f} 秒）")
+        if corpus.old is not None:
+            lines.append(self._old_poems())
+        lines += run.remarks
         if run.resumed:
             lines.append(f"续训：从第 {run.position.update} 次更新接着来")
             lines += [f"  改了配置 {change}" for change in run.taken_over]
         return lines
+
+    def _old_poems(self) -> str:
+        corpus = self.run.corpus
+        count = len(corpus.replay.longest) if corpus.replay is not None else 0
+        mixed = f"每一遍混进 {count} 个文档" if count else "不混进训练"
+        before = self.run.position.old_before
+        score = "" if before is None else f"，训练以前 {before:.3f} 比特/字"
+        return f"旧诗：{mixed}；验证 {len(corpus.old.validation())} 首{score}"
 
     def _predicted_memory(self) -> int:
         """一次更新的峰值内存（字节）；短的训练用公式，免得多等两秒。"""
@@ -116,8 +130,9 @@ class Reporter:
         run.voice.say(
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
+            f"{_old_scores(here)}"
             f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
-            "python evaluate.py 评测" + run.ranks.report()
+            "python evaluate.py 评测" + run.ranks.report() + run.machine.peak_report()
         )
 
     def interrupted(self) -> None:
@@ -131,8 +146,15 @@ class Reporter:
         run.voice.say(
             f"这次训练已经完成（{here.update} 次更新，最佳 {here.best.val_bpc:.3f} 比特/字）。\n"
             f"要延长：加大 TRAIN_ITER，例如 --TRAIN_ITER={run.settings.train_iter * 2}；"
-            "要重新开始：--RESUME=off"
+            "要重新开始：--RESUME=off" + "".join(f"\n{remark}" for remark in run.remarks)
         )
+
+
+def _old_scores(here: Position) -> str:
+    """旧诗的验证怎样变了（一行）；没有量过为空。"""
+    scores = {"训练以前": here.old_before, "最佳时": here.old_best}
+    known = [f"{when} {score:.3f}" for when, score in scores.items() if score is not None]
+    return f"旧诗的验证：{'，'.join(known)} 比特/字。\n" if known else ""
 
 
 def _parameters(run: Run) -> int:

@@ -34,6 +34,7 @@ class Run:
     stepper: Stepper
     position: Position = field(default_factory=Position)
     whole: bool = True  # 权重与 position 对得上；优化器走到一半时不是
+    remarks: list = field(default_factory=list)  # 起点是什么，给人看的
     resumed: bool = False
     taken_over: list = field(default_factory=list)  # 续训时与检查点不同的配置，给人看的
     warm_seconds: float = 0.0  # 由统计算出起点用的时间
@@ -48,6 +49,7 @@ class Run:
         here = self.position
         return {
             "val_bpc": here.best.val_bpc,
+            "old_bpc": here.old_best,
             "iter": self.settings.iteration(here.update),
             "updates": here.update,
             "seconds": here.seconds,

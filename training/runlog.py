@@ -43,6 +43,7 @@ _COLUMNS = {
     "seconds": lambda step: f"{step.position.seconds:.2f}",
 }
 COLUMNS = tuple(_COLUMNS)
+OLD_BPC = "old_val_bpc"  # 旧诗的验证：给了 REPLAY_DATA 才有这一列
 
 
 def row(step: Step) -> dict:
@@ -53,13 +54,18 @@ def row(step: Step) -> dict:
 class TrainLog:
     """train_log.csv：每次更新一行，写完即落到操作系统；写不下的留着，下次一起写。"""
 
-    def __init__(self, path: Path, last_update: int) -> None:
-        """打开（没有就建）并裁掉 last_update 之后的行；原来的损坏了就抛 ValueError。"""
+    def __init__(self, path: Path, last_update: int, old_poems: bool = False) -> None:
+        """打开（没有就建）并裁掉 last_update 之后的行；原来的损坏了就抛 ValueError。
+
+        old_poems：多一列 OLD_BPC，已有的也留着。
+        """
         self.path = Path(path)
         self._waiting = []
         rows = [row for row in read(path) if _update(row) <= last_update]
+        old_poems = old_poems or any(OLD_BPC in row for row in rows)
+        self._columns = (*COLUMNS, OLD_BPC) if old_poems else COLUMNS
         with files.atomic_write(self.path) as file:
-            writer = _writer(file)
+            writer = _writer(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
 
@@ -67,7 +73,7 @@ class TrainLog:
         """添一行；写不下时抛 OSError，文件里不留半行。"""
         self._waiting.append(row)
         text = io.StringIO()
-        _writer(text).writerows(self._waiting)
+        _writer(text, self._columns).writerows(self._waiting)
         content = text.getvalue().encode("utf-8")
         with open(self.path, "ab", buffering=0) as file:
             before = file.tell()
@@ -85,8 +91,8 @@ def _update(row: dict) -> int:
     return int(row["update"])
 
 
-def _writer(file: Any) -> csv.DictWriter:
-    return csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+def _writer(file: Any, columns: tuple) -> csv.DictWriter:
+    return csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
 
 
 def read(path: Path) -> list:

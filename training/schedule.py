@@ -13,7 +13,7 @@ from training.settings import Settings
 WARMUP_SHARE = 0.02  # 按秒数训练时，预热占多少时间
 LOWEST = 0.02  # 按秒数训练时，学习率最后停在几倍：时间到了才停，不知道哪次更新是最后一次
 LONG_SECONDS = 60  # 训练至少这么多秒，才值得先花一分钟编译
-LONG_WORK = {"cuda": 2e15}  # 同上，按浮点运算数；其余设备是 _LONG_WORK
+LONG_WORK = {"cuda": 6e14}  # 同上，按浮点运算数；其余设备是 _LONG_WORK
 _LONG_WORK = 1e14
 
 

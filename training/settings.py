@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Settings:
-    """训练要用的配置；字段就是 config.py 里小写的名字。"""
+    """训练要用的配置；字段就是 config.py 里小写的名字（from 是 from_）。"""
 
     work_dir: str
+    from_: str
     max_seq_len: int
     gpt_dim: int
     gpt_head: int
@@ -34,6 +35,8 @@ class Settings:
     early_stop: int
     max_bad_steps: int
     grad_checkpoint: str
+    replay_data: str
+    replay_share: float
     init: str
     resume: str
     device: str
@@ -44,16 +47,18 @@ class Settings:
     top_k: int
     repetition_penalty: float
     max_new_tokens: int
+    logger: str
 
     @classmethod
     def pick(cls, values: dict) -> Settings:
         """从 config.values() 里挑出需要的。"""
-        return cls(**{field.name: values[field.name.upper()] for field in fields(cls)})
+        names = (field.name for field in fields(cls))
+        return cls(**{name: values[_in_config(name)] for name in names})
 
     @classmethod
     def names(cls) -> list:
         """这些配置在 config.py 里的名字。"""
-        return [field.name.upper() for field in fields(cls)]
+        return [_in_config(field.name) for field in fields(cls)]
 
     @property
     def budget(self) -> int:
@@ -74,6 +79,10 @@ class Settings:
         return range(update * self.accum_steps, self.iteration(update + 1))
 
 
+def _in_config(field: str) -> str:
+    return field.upper().rstrip("_")
+
+
 # 续训时必须相同的配置；其余的改了就照新的来，并说出来
 FIXED = (
     "gpt_dim",
@@ -86,4 +95,5 @@ FIXED = (
     "optimizer",
     "batch_size",
     "accum_steps",
+    "replay_share",
 )

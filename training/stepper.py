@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from support import hardware
+from support.console import UserError
 from training.optim import Optimizers
 
 
@@ -56,15 +58,26 @@ class Stepper:
         self.params = list(model.parameters())
         self.optimizers, self.scale, self.clip = optimizers, scale, clip
 
+    def _advance(self, lr_scale: float) -> None:
+        try:
+            self.optimizers.step(lr_scale)
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            raise UserError(
+                "显存不够：梯度算好了，优化器的一步却放不下。最近的检查点是完好的。\n"
+                "可以：关掉别的用显卡的程序，或 --GRAD_CHECKPOINT=on，再运行同一条命令接着训练。"
+            ) from error
+
     def step(self, loss: float, lr_scale: float) -> Stepped:
         """用各参数的 grad 走一步；损失或梯度非有限时不走。"""
         grads = [param.grad for param in self.params]
-        norm = torch.stack([grad.float().norm() for grad in grads]).norm().item() / self.scale.value
+        norm = torch.stack(torch._foreach_norm(grads)).norm().item() / self.scale.value
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:
             shrink = min(1.0, self.clip / (norm + 1e-6)) if self.clip else 1.0
             if shrink != 1.0 or self.scale.value != 1.0:
                 torch._foreach_mul_(grads, shrink / self.scale.value)
-            self.optimizers.step(lr_scale)
+            self._advance(lr_scale)
         self.scale.update(finite)
         return Stepped(norm, finite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Callable
 
@@ -17,17 +18,31 @@ def bits_per_char(run: Run) -> float:
     """只给标题、整首放得下的验证诗：比特数之和 ÷ 字数之和；各进程各算一份。"""
     ranks, data = run.ranks, run.corpus.data
     mine = run.corpus.validation()[ranks.rank :: ranks.world_size]
-    nats = document_nats(
-        run.model,
-        [data.document(int(index))[:2] for index in mine],
-        budget=run.settings.budget,
-        device=run.machine.device,
-        dtype=run.machine.dtype,
-        check=run.stop.check if ranks.world_size == 1 else None,  # 几个进程时，要停就一起停
-    )
+    nats = _nats_in_memory(run, [data.document(int(index))[:2] for index in mine])
     chars = sum(int(data.chars[index]) for index in mine)
     nats, chars = ranks.sum([float(nats.sum()), chars])
     return bits(nats) / max(1.0, chars)
+
+
+def _nats_in_memory(run: Run, documents: list) -> torch.Tensor:
+    """同 document_nats；显存不够就一批少算些。"""
+    budget = run.settings.budget
+    while True:
+        try:
+            return document_nats(
+                run.model,
+                documents,
+                budget=budget,
+                device=run.machine.device,
+                dtype=run.machine.dtype,
+                # 几个进程时，要停就一起停
+                check=run.stop.check if run.ranks.world_size == 1 else None,
+            )
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error) or budget <= run.settings.max_seq_len:
+                raise
+        budget //= 2
+        hardware.forget_freed_memory(run.machine.device)
 
 
 @torch.no_grad()
@@ -81,6 +96,12 @@ def _row_nats(model: GPT, batch: Batch, device: torch.device, dtype: torch.dtype
 def _exact(device: torch.device) -> str | torch.device:
     """float64 可用的设备（MPS 没有）。"""
     return "cpu" if torch.device(device).type == "mps" else device
+
+
+def of_old_poems(run: Run) -> float | None:
+    """旧诗的验证集的比特/字；没有给 REPLAY_DATA 时为 None。"""
+    old = run.corpus.old
+    return None if old is None else bits_per_char(dataclasses.replace(run, corpus=old))
 
 
 def bits(nats: float) -> float:

@@ -10,10 +10,11 @@ import hmac
 import re
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, NamedTuple
 
 from web import chat_api, live
 from web.chat_api import ApiError, Ask
+from web.cors import Cors
 from web.service import Job, Service
 
 if TYPE_CHECKING:
@@ -31,8 +32,19 @@ LOAD_SECONDS = 1  # /health 最多等模型载入多久
 PAGES = Path(__file__).resolve().parent
 
 
-def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
-    """ASGI 应用；host 是监听的地址。"""
+class Doors(NamedTuple):
+    """谁能进来。"""
+
+    host: str = "127.0.0.1"  # 监听的地址
+    names: frozenset[str] = frozenset()  # 没有密钥时另外认的主机名
+    origins: frozenset[str] = frozenset()  # 可以来调用的网站
+
+
+LOCAL = Doors()
+
+
+def make_app(service: Service, doors: Doors = LOCAL) -> Cors:
+    """ASGI 应用。"""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
@@ -50,7 +62,8 @@ def make_app(service: Service, host: str = "127.0.0.1") -> Guard:
     ]
     handlers = {ApiError: _api_error, HTTPException: _http_error, Exception: _crash}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=web.lifespan)
-    return Guard(app, service.key, host)
+    names = frozenset({"localhost", "127.0.0.1", "::1", doors.host, *doors.names})
+    return Cors(Guard(app, service.key, names), doors.origins)
 
 
 class Web:
@@ -170,11 +183,13 @@ class Guard:
     PUBLIC = ("/", "/train", "/health")  # 没有秘密，不用密钥
     OUTSIDER = (
         "只接受用本机地址访问（防 DNS 重绑定）；要用别的名字访问（如 host.docker.internal），"
-        "请用 --API_KEY=… 启动"
+        "请用 --ALLOWED_HOSTS=那个名字 或 --API_KEY=密钥 启动 serve.py"
     )
 
-    def __init__(self, app: Starlette, key: str, host: str) -> None:
-        self.app, self.key, self.host = app, key, host
+    def __init__(self, app: Starlette, key: str, names: frozenset[str]) -> None:
+        """names：没有密钥时认的主机名。"""
+        self.app, self.key = app, key
+        self.names = {name.lower().strip("[]") for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,13 +200,14 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *self.HEADERS]}
             await send(message)
 
-        refused = self._refuse(scope["path"], dict(scope["headers"]))
-        await (refused or self.app)(scope, receive, send_safe)
+        path = tidy_path(scope["path"])
+        refused = self._refuse(path, dict(scope["headers"]))
+        await (refused or self.app)({**scope, "path": path}, receive, send_safe)
 
     def _refuse(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
         """有密钥就看密钥；没有密钥时只认本机的名字。"""
         if not self.key:
-            local = is_local_name(headers.get(b"host", b""), self.host)
+            local = host_name(headers.get(b"host", b"")) in self.names
             return None if local or path == "/health" else _problem(403, self.OUTSIDER, "bad_host")
         allowed = path in self.PUBLIC or is_key(headers.get(b"authorization", b""), self.key)
         return None if allowed else _problem(401, "API 密钥不对或没有给", "invalid_api_key")
@@ -221,7 +237,7 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    words = {404: "没有这个地址", 405: "这个地址不接受这种请求方法"}
+    words = {404: "没有这个地址；接口都在 /v1 下面", 405: "这个地址不接受这种请求方法"}
     return _problem(error.status_code, words.get(error.status_code, "请求有误"))
 
 
@@ -277,15 +293,16 @@ def is_key(header: bytes, key: str) -> bool:
     return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), key.encode("utf-8"))
 
 
-def is_local_name(header: bytes, host: str) -> bool:
-    """Host 头是不是本机的名字；别的域名即使解析到本机也不认。"""
-    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:\d+)?", header.decode("latin-1").lower())
-    if found is None:
-        return False
-    name = found.group(1)
-    if name.startswith("["):
-        return ":" in name and name[1:-1] in {"::1", host.lower().strip("[]")}
-    return re.sub(r"\.$", "", name) in {"localhost", "127.0.0.1", host.lower()}
+def host_name(header: bytes) -> str:
+    """Host 头里的名字：小写，不带端口、方括号与末尾的点；不成样子的是空串。"""
+    pattern = r"(?:\[([0-9a-f:.]*:[0-9a-f:.]*)\]|([^\[\]:]+?)\.?)(?::\d+)?"
+    found = re.fullmatch(pattern, header.decode("latin-1").lower())
+    return (found.group(1) or found.group(2)) if found else ""
+
+
+def tidy_path(path: str) -> str:
+    """多写的斜线不算：/v1/models/、//v1/models 都是 /v1/models。"""
+    return re.sub("/+", "/", path).rstrip("/") or "/"
 
 
 def content_policy(html: str) -> str:

@@ -16,8 +16,8 @@ from writing import rhyme
 
 MODEL_ID = "base-gpt-modern-poem"
 MAX_QUESTION = 8000  # 题目最多多少字；再长的请求不必交给分词器
-MAX_STOPS = 4
-MAX_STOP_CHARS = 64
+MAX_STOPS = 64
+MAX_STOP_CHARS = 256
 
 
 class ApiError(Exception):
@@ -64,15 +64,12 @@ class Ask:
 
 # 做不到的参数：给了起作用的值就明说，而不是装作照办
 _UNSUPPORTED = {
-    "tools": "工具调用",
-    "functions": "函数调用",
     "logprobs": "逐词概率",
     "logit_bias": "词的偏置",
-    "presence_penalty": "presence_penalty（请用 repetition_penalty）",
-    "frequency_penalty": "frequency_penalty（请用 repetition_penalty）",
     "audio": "音频",
 }
 _TOKEN_LIMIT = 4096  # 更大的 max_tokens 按此值；上下文长度另有限制
+_MINUS_ONE = {"max_new_tokens": _TOKEN_LIMIT, "top_k": 0, "seed": None}  # -1：不限，或每次不同
 
 
 def parse(raw: bytes) -> Ask:
@@ -123,7 +120,7 @@ def last_question(messages: object) -> str:
 
 def _read_json(raw: bytes) -> dict:
     try:
-        body = json.loads(raw.decode("utf-8"))
+        body = json.loads(raw.decode("utf-8-sig"))  # 有的客户端在前面带 BOM
     except (ValueError, RecursionError):
         raise ApiError(400, "请求体不是合法的 UTF-8 JSON", "invalid_json") from None
     if not isinstance(body, dict):
@@ -135,6 +132,10 @@ def _check_supported(body: dict) -> None:
     for name, label in _UNSUPPORTED.items():
         if body.get(name):
             raise ApiError(400, f"这个模型不支持{label}", "unsupported_parameter", name)
+    for name in ("tool_choice", "function_call"):  # 工具可以带着，不可以非用不可
+        if body.get(name) not in (None, "none", "auto"):
+            problem = f"这个模型不会调用工具；{name} 请写 none 或 auto"
+            raise ApiError(400, problem, "unsupported_parameter", name)
     style = body.get("response_format")
     if style is not None and (not isinstance(style, dict) or style.get("type") != "text"):
         raise ApiError(400, "只能写成文字", "unsupported_parameter", "response_format")
@@ -144,10 +145,12 @@ def _options(body: dict) -> dict:
     """表里的抽样选项与控制项，只含给了的；名字按表，也认 OpenAI 的别名。"""
     given = {}
     for option in (*options.SAMPLING, *options.CONTROLS):
-        for name in (option.name, *option.aliases):
-            value = _value(body, name, option)
-            if value is not None:
-                given[option.name] = value
+        found = {name: _value(body, name, option) for name in (option.name, *option.aliases)}
+        found = {name: value for name, value in found.items() if value is not None}
+        if len(set(found.values())) > 1:
+            raise _wrong(" 与 ".join(found), "是同一项，给了不同的值")
+        for value in found.values():
+            given[option.name] = value
     if "seed" in given:
         given["seed"] %= 1 << 62
     if "top_p" in given:  # OpenAI 允许 0：只留概率最大的词
@@ -173,9 +176,13 @@ def _value(body: dict, name: str, option: Option) -> object:
 
 def _number(body: dict, name: str, option: Option) -> float | None:
     value, kind = body.get(name), option.kind
+    if option.name in _MINUS_ONE and value == -1:
+        value = _MINUS_ONE[option.name]
     if value is None:
         return None
-    right = isinstance(value, int) or (kind is float and isinstance(value, float))
+    right = isinstance(value, int) or (
+        isinstance(value, float) and (kind is float or value.is_integer())
+    )
     if isinstance(value, bool) or not right:
         raise _wrong(name, "应当是整数" if kind is int else "应当是数")
     low, high = options.bounds(option)
@@ -211,19 +218,21 @@ def _stops(value: object) -> tuple:
     if not isinstance(stops, list) or len(stops) > MAX_STOPS:
         raise _wrong("stop", f"应当是字符串，或至多 {MAX_STOPS} 个字符串的数组")
     for stop in stops:
-        if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_CHARS:
-            raise _wrong("stop", f"每个停止串应当有 1 到 {MAX_STOP_CHARS} 字")
-    return tuple(stops)
+        if not isinstance(stop, str) or len(stop) > MAX_STOP_CHARS:
+            raise _wrong("stop", f"每个停止串应当是至多 {MAX_STOP_CHARS} 字的字符串")
+    return tuple(stop for stop in stops if stop)  # 空的不起作用
 
 
 def _content(content: object, name: str) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        texts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
-        if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
-            return "\n".join(texts)
-    raise _wrong(name, "应当是文字")
+    """消息的文字：字符串，或几段 {"type": "text", "text": …}，一段一行。"""
+    parts = content if isinstance(content, list) else [content]
+    texts = [
+        part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        for part in parts
+    ]
+    if not all(isinstance(text, str) for text in texts):
+        raise _wrong(name, "应当是文字（图片、声音、文件都读不了）")
+    return "\n".join(texts)
 
 
 def _wrong(name: str, problem: str) -> ApiError:

@@ -32,13 +32,13 @@ def most_connections() -> int:
     return max(16, min(_MOST_CONNECTIONS, allowed - BACKLOG - _SPARE_FILES))
 
 
-def make_server(service: Service, host: str = "127.0.0.1", **options: Any) -> Server:
+def make_server(service: Service, doors: app.Doors = app.LOCAL, **options: Any) -> Server:
     """配好的 uvicorn 服务器；options 给 uvicorn.Config。"""
     import uvicorn
 
     usual = {"log_level": "warning", "timeout_graceful_shutdown": 3}
     config = uvicorn.Config(
-        app.make_app(service, host),
+        app.make_app(service, doors),
         http=watched_protocol(HEAD_SECONDS, most_connections()),
         access_log=False,
         server_header=False,

@@ -1,4 +1,4 @@
-"""诗的控制：在抽样时约束行数、字数、藏头与押韵；一种控制一个类。
+"""诗的控制：在抽样时约束行数、字数、藏头、押韵与格子；一种控制一个类。
 
 每一步抽样前问 before()：这一步只许哪些 token、不许哪些；接上一个 token 后问 after()：诗是否到此
 为止、要不要退回几个 token 另放几个、前多少个 token 不会再改。控制只读 Verse，改动由 Row 去做。
@@ -13,7 +13,7 @@ import torch
 
 from poems.options import MAX_LINES
 from support.console import UserError
-from writing import rhyme, sample
+from writing import forms, rhyme, sample
 from writing.verse import Verse
 from writing.vocabulary import Vocabulary
 
@@ -43,6 +43,8 @@ FREE, ON = Limits(), Decision()
 
 class Control:
     """一种控制；什么都不管的样子。"""
+
+    alone = False  # 独自管着整首诗，别的控制都不用
 
     @classmethod
     def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
@@ -252,8 +254,62 @@ class Rhyme(Control):
         return int(fitting[order][sample.pick(weights.log()[None], uniform, **options)])
 
 
+class Grid(Control):
+    """格子：每行恰好几个汉字，连同平仄、押韵与藏头，一个字一个字按 forms.Form 填。"""
+
+    alone = True
+
+    def __init__(self, vocabulary: Vocabulary, form: forms.Form) -> None:
+        self.vocabulary, self.form = vocabulary, form
+        self.used = ""  # 用过的韵脚
+
+    @classmethod
+    def wanted(cls, vocabulary: Vocabulary, given: dict, temperature: float) -> Control | None:
+        form = forms.plan(given)
+        return cls(vocabulary, form) if form is not None else None
+
+    @classmethod
+    def check(cls, given: dict) -> None:
+        forms.plan(given)
+
+    def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
+        places = self.form.line(verse.done)
+        filled, part = divmod(len(verse.line), forms.CHAR_BYTES)
+        if filled == self.form.chars:
+            return Limits(allow=self._after_line(remaining))
+        rest = bytes(verse.line[-part:]) if part else b""
+        return Limits(allow=forms.fitting(self.vocabulary, places[filled:], rest, self.used))
+
+    def _after_line(self, remaining: int) -> list:
+        """一行满了：换行；行数不限时也可以收尾，写不下整整一行时必须收尾。"""
+        end, feed = self.vocabulary.tok.end_id, self.vocabulary.line_feed()
+        if self.form.lines:
+            return [feed]
+        least = forms.line_tokens(self.vocabulary, self.form.line(0))
+        return [feed, end] if remaining > least else [end]
+
+    def after(self, verse: Verse, draw: Callable[[], float]) -> Decision:
+        if len(verse.line) < self.form.chars * forms.CHAR_BYTES or verse.ended:
+            return ON
+        number, end = verse.done, verse.line.decode("utf-8")[-1]
+        if self.form.open_end(number):
+            self.form = self.form.with_group(rhyme.group(end))
+        if self.form.line(number)[-1].group:
+            self.used += end
+        return Decision(stop=number + 1 == self.form.lines)
+
+
+def room(vocabulary: Vocabulary, given: dict) -> int:
+    """规定的首行以外，至少要留多少 token 才一定写得下。"""
+    form = forms.plan(given)
+    if form is None:
+        return MIN_LINE * line_count(given)
+    left = form.places[1 if form.lines and given.get("first_line") else 0 :]
+    return sum(forms.line_tokens(vocabulary, line) + 1 for line in left) - bool(left)
+
+
 # 次序：押韵要看没有受别的控制限制过的对数几率；藏头的限制先于行数与字数
-KINDS = (Rhyme, Acrostic, LineCount, Length, Opening)
+KINDS = (Rhyme, Acrostic, LineCount, Length, Opening, Grid)
 
 
 class Controls(Control):
@@ -262,7 +318,8 @@ class Controls(Control):
     def __init__(self, vocabulary: Vocabulary, given: dict, temperature: float) -> None:
         """given：chat() 的控制项 → 值。"""
         found = [kind.wanted(vocabulary, given, temperature) for kind in KINDS]
-        self.parts = [part for part in found if part is not None]
+        parts = [part for part in found if part is not None]
+        self.parts = [part for part in parts if part.alone] or parts
 
     def before(self, verse: Verse, remaining: int, logits: torch.Tensor) -> Limits:
         banned = []

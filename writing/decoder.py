@@ -14,6 +14,9 @@ import torch.nn.functional as F
 
 from gpt import GPT, Block, GPTConfig, RMSNorm, activate
 from kernels.products import ModuleProduct, float_product, product_of
+from writing.graph import Step
+
+_ALIGNED = 16  # 显卡上缓存的长度是它的倍数，注意力的遮罩才不必再补齐
 
 
 def _norm(x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -50,7 +53,8 @@ class Cache:
     ) -> None:
         shape = (config.n_block, 2, rows, config.n_head, capacity, config.head_dim)
         self.pairs = torch.zeros(shape, device=device, dtype=dtype)
-        self.capacity = capacity
+        self.rows, self.capacity = rows, capacity
+        self.steps = {}  # 行数 → 用固定的内存走一步，见 Decoder.static
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """把一行的前 length 个位置抄到另一行。"""
@@ -60,10 +64,17 @@ class Cache:
 class Decoder:
     """摆好的权重；缓存在外面，所以一个 Decoder 可以同时服务几批。"""
 
-    def __init__(self, model: GPT, dtype: torch.dtype | None = None, half: bool = False) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        dtype: torch.dtype | None = None,
+        half: bool = False,
+        static: bool | None = None,
+    ) -> None:
         """model: gpt.GPT 或 int8 模型（评估模式）；dtype 默认 fp32。
 
         half：矩阵存成 fp16、其余仍是 fp32，CPU 上读得更快；能不能用见 half_problem。
+        static：每一步都在固定的内存上算（见 graph.Step）；None = 显卡上才这样。
         """
         config = self.config = model.config
         self.device = model.norm.weight.device
@@ -78,11 +89,14 @@ class Decoder:
             self.head = float_product(weight, dtype, half, _scale(model.norm))
         self.rope = _rope_table(model, dtype)
         self.eps = torch.tensor([config.norm_eps], device=self.device, dtype=dtype)
-        self.places = torch.arange(config.max_seq_len, device=self.device)
+        self.static = self.device.type == "cuda" if static is None else static
+        self.places = torch.arange(config.max_seq_len + _ALIGNED, device=self.device)
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
         """给 rows 行的缓存，容量默认 max_seq_len。"""
         capacity = capacity or self.config.max_seq_len
+        if self.static:
+            capacity += -capacity % _ALIGNED
         return Cache(self.config, rows, capacity, self.device, self.dtype)
 
     @torch.inference_mode()
@@ -106,6 +120,8 @@ class Decoder:
 
         positions: 各行这个 token 的位置；该行此前的位置须已写好。
         """
+        if self.static:
+            return self._static_step(cache, tokens, positions)
         first, rows = positions[0], len(tokens)
         tokens = torch.tensor(tokens, device=self.device)
         if positions.count(first) == rows:
@@ -113,6 +129,34 @@ class Decoder:
         else:
             attend, rope = self._attend_ragged(cache, rows, positions)
         return self._logits(self._blocks(tokens, rope, attend))
+
+    def _static_step(self, cache: Cache, tokens: list, positions: list) -> torch.Tensor:
+        """行数凑成 2 的幂（至多缓存的行数），图只有几种；多算的行写在没有人用的行里。"""
+        rows = min(cache.rows, 1 << (len(tokens) - 1).bit_length())
+        if rows not in cache.steps:
+
+            def compute(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+                attend, rope = self._attend_static(cache, rows, places)
+                return self._logits(self._blocks(tokens, rope, attend))
+
+            cache.steps[rows] = Step(compute, rows, self.device)
+        return cache.steps[rows](tokens, positions)
+
+    def _attend_static(self, cache: Cache, rows: int, places: torch.Tensor) -> tuple:
+        """同 _attend_ragged，但总是看整个缓存，位置 (B,) 是设备上的张量。"""
+        hidden = self.places[: cache.capacity] > places[:, None]  # (B, L)
+        bias = torch.zeros(hidden.shape, device=self.device, dtype=self.dtype)
+        bias = bias.masked_fill_(hidden, -torch.inf).view(rows, 1, 1, -1)
+        lines = self.places[:rows]
+
+        def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
+            pairs = cache.pairs[layer]  # (2, rows, H, L, D)
+            pairs[:, lines, :, places] = qkv[:, 1:]
+            keys, values = pairs[:, :rows].unbind(0)
+            q = qkv[:, 0].unsqueeze(2)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+
+        return attend, self.rope[places].unbind(1)
 
     def _attend_even(self, cache: Cache, rows: int, position: int) -> Callable:
         """各行一样长：不需要遮罩。"""

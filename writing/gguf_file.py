@@ -74,16 +74,20 @@ def _add_shape(writer: GGUFWriter, shape: GPTConfig, kind: str) -> None:
 
 
 def _add_sampling(writer: GGUFWriter, sampling: dict) -> None:
-    """general.sampling.*：新版 llama.cpp 以此为默认采样；旧的 gguf 包没有就不写。"""
-    for method, key in (
-        ("add_sampling_temp", "temperature"),
-        ("add_sampling_top_k", "top_k"),
-        ("add_sampling_top_p", "top_p"),
-        ("add_sampling_min_p", "min_p"),
-        ("add_sampling_penalty_repeat", "repetition_penalty"),
+    """general.sampling.*：新版 llama.cpp 以此为默认采样；旧的 gguf 包没有就不写。
+
+    重复惩罚关掉：llama.cpp、Ollama 连标点、换行与结束符一起罚，说不出 chat() 的“放过”。
+    """
+    for method, value in (
+        ("add_sampling_temp", sampling["temperature"]),
+        ("add_sampling_top_k", sampling["top_k"]),
+        ("add_sampling_top_p", sampling["top_p"]),
+        ("add_sampling_min_p", sampling["min_p"]),
+        ("add_sampling_penalty_last_n", 0),
+        ("add_sampling_penalty_repeat", 1.0),
     ):
         if hasattr(writer, method):
-            getattr(writer, method)(sampling[key])
+            getattr(writer, method)(value)
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer_json: str) -> None:
@@ -143,8 +147,8 @@ def modelfile(tokenizer_json: str, max_seq_len: int, sampling: dict) -> str:
         ("top_k", sampling["top_k"]),
         ("top_p", sampling["top_p"]),
         ("min_p", sampling["min_p"]),
-        ("repeat_penalty", sampling["repetition_penalty"]),
-        ("repeat_last_n", -1),
+        ("repeat_penalty", 1.0),  # 见 _add_sampling
+        ("repeat_last_n", 0),
         ("num_ctx", max_seq_len),
         ("num_predict", sampling["max_new_tokens"]),
     ):

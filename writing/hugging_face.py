@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Callable
 
 import torch
 
@@ -17,6 +19,7 @@ from gpt import ACTIVATION, GPTConfig
 from poems import chat_format
 from support import files
 from support.console import UserError
+from tokenizer import BYTE_CHARS, HFTokenizer
 
 # ── 权重对照：gpt.GPT ↔ Qwen3ForCausalLM ──────────────────────────────
 
@@ -98,10 +101,13 @@ def hf_config(shape: GPTConfig, prompt_kinds: list) -> dict:
 
 
 def generation_config(sampling: dict) -> dict:
-    """generation_config.json；sampling：config.py 的抽样选项。"""
+    """generation_config.json；sampling：config.py 的抽样选项。
+
+    不写重复惩罚：transformers 连提问里的 <|im_end|>、换行与标点一起罚，诗会收不了尾、少换行。
+    与 chat() 相同的惩罚在目录的 README.md 里。
+    """
     result = {"do_sample": sampling["temperature"] > 0, "eos_token_id": 2, "pad_token_id": 0}
     result["max_new_tokens"] = sampling["max_new_tokens"]
-    result["repetition_penalty"] = sampling["repetition_penalty"]
     if sampling["no_repeat_ngram"]:
         result["no_repeat_ngram_size"] = sampling["no_repeat_ngram"]
     if result["do_sample"]:
@@ -118,6 +124,7 @@ def tokenizer_config(tokenizer_json: str, max_seq_len: int) -> dict:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
+        "padding_side": "left",
         "pad_token": pad,
         "eos_token": end,
         "bos_token": None,
@@ -155,6 +162,38 @@ inputs = tokenizer.apply_chat_template(
 output = model.generate(**inputs)
 print(tokenizer.decode(output[0][inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
+
+几个问题一起问时加 `padding=True`（填充在左边）。
+
+训练用的项目里，chat() 还有重复惩罚 PENALTY：只罚问题与诗里写过的字词，放过标点、换行与结束符。
+generation_config.json 说不出“放过”，所以没有写；要一样就接着：
+
+```python
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+
+class PoemPenalty(LogitsProcessor):
+    def __init__(self, question, start, penalty):
+        self.asked, self.start, self.penalty = tokenizer(question)["input_ids"], start, penalty
+
+    def __call__(self, input_ids, scores):
+        for ids, row in zip(input_ids, scores):
+            seen = [t for t in {*self.asked, *ids[self.start:].tolist()} if self.counts(t)]
+            kept = row[seen]
+            row[seen] = torch.where(kept > 0, kept / self.penalty, kept * self.penalty)
+        return scores
+
+    def counts(self, token):
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        return any(char.isalnum() or char == "\ufffd" for char in text)
+
+
+start = inputs["input_ids"].shape[1]
+penalty = PoemPenalty(question[0]["content"], start, PENALTY)
+output = model.generate(**inputs, logits_processor=LogitsProcessorList([penalty]))
+print(tokenizer.decode(output[0][start:], skip_special_tokens=True))
+```
 """
 
 
@@ -173,7 +212,8 @@ def write(folder: Path, state: dict, sampling: dict) -> None:
         folder / "tokenizer_config.json", tokenizer_config(state["tokenizer"], shape.max_seq_len)
     )
     files.write_text(folder / "tokenizer.json", state["tokenizer"])
-    files.write_text(folder / "README.md", _CARD)
+    card = _CARD.replace("PENALTY", str(sampling["repetition_penalty"]))
+    files.write_text(folder / "README.md", card)
 
 
 def float_weights(state: dict) -> dict:
@@ -197,8 +237,8 @@ def need(module: str, package: str) -> ModuleType:
 # ── 读 ────────────────────────────────────────────────────────────────
 
 
-def read(folder: Path) -> dict:
-    """Hugging Face 目录 → 检查点的 state（没有优化器状态，不能接着训练）。"""
+def read(folder: Path, say: Callable[[str], None] = print) -> dict:
+    """Hugging Face 目录 → 检查点的 state（没有优化器状态，不能接着训练）；say 说出改了什么。"""
     load_file = need("safetensors.torch", "safetensors").load_file
     found = files.read_json(folder / "config.json")
     shape = _shape_from_hf(found, folder)
@@ -211,12 +251,20 @@ def read(folder: Path) -> dict:
             tensors.update(load_file(path))
         except Exception as error:  # safetensors 的异常类型随版本而变
             raise UserError(f"{path} 读不了，可能已损坏：{error}") from error
-    return checkpoint.new_state(
-        shape,
-        from_hf(tensors, shape),
-        _tokenizer_from_hf(folder, shape.vocab_size),
-        found.get("prompt_kinds") or ["title"],
-    )
+    tokenizer = _tokenizer_from_hf(folder, say)
+    weights, size = from_hf(tensors, shape), tokenizer.vocab_size
+    if size > shape.vocab_size:
+        raise UserError(
+            f"{folder}/tokenizer.json 有 {size} 个 token，而 config.json 的词表是 "
+            f"{shape.vocab_size}\n请在 transformers 里先运行 "
+            "model.resize_token_embeddings(len(tokenizer))，两样都保存，再导入一次"
+        )
+    if size < shape.vocab_size:
+        say(f"词嵌入最后 {shape.vocab_size - size} 行没有 token 用到，略去")
+        weights["embed.weight"] = weights["embed.weight"][:size].clone()
+        shape = dataclasses.replace(shape, vocab_size=size)
+    kinds = found.get("prompt_kinds") or ["title"]
+    return checkpoint.new_state(shape, weights, tokenizer.to_json(), kinds)
 
 
 def _shape_from_hf(found: dict, folder: Path) -> GPTConfig:
@@ -268,17 +316,38 @@ def _unsupported(found: dict) -> list[str]:
     return [f"不支持{reason}" for good, reason in checks if not good]
 
 
-def _tokenizer_from_hf(folder: Path, vocab_size: int) -> str:
+def _tokenizer_from_hf(folder: Path, say: Callable[[str], None]) -> HFTokenizer:
     path = folder / "tokenizer.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text, added = _with_added(path.read_text(encoding="utf-8"))
         tokenizer = checkpoint.tokenizer_of({"tokenizer": text})
     except OSError as error:
         raise UserError(f"读不了 {path}：{error}") from error
     except ValueError as error:
         raise UserError(f"{path} 不能用作本项目的分词器：{error}") from error
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"{path} 有 {tokenizer.vocab_size} 个 token，而 config.json 的词表是 {vocab_size}"
-        )
-    return tokenizer.to_json()
+    if added:
+        say(f"后来添加的 token 收进了词表：{_few(added)}。能写出来；读入的文字仍照原来的词切开")
+    return tokenizer
+
+
+def _with_added(text: str) -> tuple[str, list[str]]:
+    """在 transformers 里 add_tokens 添的 token 收进词表：特殊的照旧，普通的写成字节级的写法。"""
+    try:
+        spec = json.loads(text)
+        vocab, kept, names = spec["model"]["vocab"], [], []
+        for item in spec["added_tokens"]:
+            if item["id"] in vocab.values():
+                kept.append(item)
+                continue
+            names.append(item["content"])
+            name = item["content"]
+            if item["special"]:
+                kept.append(item)
+            else:
+                name = "".join(BYTE_CHARS[byte] for byte in name.encode("utf-8"))
+            if name in vocab:
+                raise ValueError(f"添加的 token {item['content']!r} 词表里已经有了")
+            vocab[name] = item["id"]
+    except (TypeError, KeyError, AttributeError):
+        return text, []  # 别处会说清哪里不像分词器
+    return json.dumps({**spec, "added_tokens": kept}, ensure_ascii=False), names

@@ -50,12 +50,13 @@ class Poet:
         prompt_kinds: list | None = None,
         path: Path | None = None,
         half: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """model 也可以是 int8 的；half：CPU 上矩阵用 fp16 存（见 Decoder）。"""
+        """model 也可以是 int8 的；见 Decoder：half：CPU 上矩阵用 fp16 存；dtype：全部用它算。"""
         self.model, self.tok, self.path = model, tok, path
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config
-        self.decoder = Decoder(model, half=half)
+        self.decoder = Decoder(model, dtype, half)
         self.vocabulary = Vocabulary(tok)
 
     @classmethod
@@ -65,7 +66,8 @@ class Poet:
         """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。
 
         dtype 为 auto 或 fp16 时 CPU 上矩阵存成 fp16（激活与累加仍是 fp32），快近一倍，
-        几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上都用 fp32 计算。
+        几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
+        半精度省不了多少；明说了 fp16、bf16 就用它。
         """
         if _home.setdefault("pid", os.getpid()) != os.getpid():
             torch.set_num_threads(
@@ -80,15 +82,17 @@ class Poet:
                 chosen = hardware.pick_device(device)
                 model, tok = checkpoint.rebuild(state, chosen)
                 half = dtype in ("auto", "fp16") and half_problem(chosen) is None
+                exact = chosen.type != "cuda" or dtype == "auto"
+                precision = None if exact else hardware.pick_dtype(dtype, chosen)
                 for old in [other for other in _loaded if other[0] == key[0]]:
                     del _loaded[old]
-                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half)
+                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half, precision)
             return _loaded[key]
 
     def request(self, question: object = None, **given: object) -> Request:
         """检查一次提问的全部选项（见 poems/options.py），写成 token；有问题时抛出 UserError。"""
         limit = self.config.max_seq_len
-        return requests.make(self.tok, limit, self.prompt_kinds, question, given)
+        return requests.make(self.vocabulary, limit, self.prompt_kinds, question, given)
 
     def row(self, request: Request, seed: int, scored: bool = False) -> Row:
         """一首还没有开始写的诗。"""

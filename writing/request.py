@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from poems import chat_format, options, wording
+from poems import chat_format, mend, options, wording
 from support.console import UserError
 from tokenizer import HFTokenizer
-from writing import controls
+from writing import controls, forms
+from writing.vocabulary import Vocabulary
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Request:
 
 
 def make(
-    tok: HFTokenizer, limit: int, trained: list | None, question: object, given: dict
+    vocabulary: Vocabulary, limit: int, trained: list | None, question: object, given: dict
 ) -> Request:
     """检查一次提问；有问题时抛出 UserError。
 
@@ -39,11 +40,12 @@ def make(
     """
     given = {name: value for name, value in given.items() if value is not None}
     options.check_names(given)
-    given = {name: options.check(name, value) for name, value in given.items()}
+    given = {name: _typed(options.check(name, value)) for name, value in given.items()}
     wanted = {item.name: given.pop(item.name, None) for item in options.CONTROLS}
     wanted = {name: value for name, value in wanted.items() if value is not None}
-    question = options.check_text("问题", question) if question is not None else ""
+    question = _typed(options.check_text("问题", question)) if question is not None else ""
     _check_controls(question, wanted)
+    wanted, tok = forms.complete(wanted), vocabulary.tok
     asked = {name: wanted[name] for name in options.PROMPTED if wanted.get(name)}
     text, _ = wording.request(question or None, **asked)
     request = Request(
@@ -54,8 +56,13 @@ def make(
         wanted,
         _warnings(wording.request_kinds(question or None, **asked), trained),
     )
-    _check_room(request, limit)
+    _check_room(vocabulary, request, limit)
     return request
+
+
+def _typed(value: object) -> object:
+    """文字里贴进来的零宽字符之类去掉：清洗过的语料里没有它们，模型没有见过。"""
+    return mend.typed(value) if isinstance(value, str) else value
 
 
 def _check_controls(question: str, wanted: dict) -> None:
@@ -83,17 +90,17 @@ def _prefix(tok: HFTokenizer, wanted: dict) -> list:
     return tok.encode(first if wanted.get("lines") == 1 else first + "\n")
 
 
-def _check_room(request: Request, limit: int) -> None:
+def _check_room(vocabulary: Vocabulary, request: Request, limit: int) -> None:
     used = len(request.prompt) + len(request.prefix)
     if used >= limit:
         raise UserError(f"问题和首行共 {used} 个 token，这个模型的上下文只有 {limit} 个。请缩短")
-    count = controls.line_count(request.controls)
-    need, room = controls.MIN_LINE * count, request.options.max_new_tokens
+    need = controls.room(vocabulary, request.controls)
+    room = request.options.max_new_tokens
     if request.options.context == "stop":
         room = min(room, limit - used)
     if need > room:
         raise UserError(
-            f"{count} 行至少要 {need} 个 token，只有 {room} 个可用。"
+            f"这么多行至少要 {need} 个 token，只有 {room} 个可用。"
             f"请减少行数，或把 max_new_tokens 设到 {need} 以上"
         )
 

@@ -1,8 +1,9 @@
-"""韵部：按普通话的韵母分成十三辙（另立儿化一部），读音来自 pypinyin（可选安装）。"""
+"""韵部与平仄：按普通话，韵母分成十三辙（另立儿化一部）；读音来自 pypinyin（可选安装）。"""
 
 from __future__ import annotations
 
 import functools
+import unicodedata
 
 from support.console import UserError
 
@@ -24,6 +25,8 @@ _GROUPS = {
 }
 NAMES = tuple(_GROUPS)
 _GROUP_OF = {final: name for name, finals in _GROUPS.items() for final in finals.split()}
+LEVEL, OBLIQUE = "平", "仄"
+_TONE_OF = {"\u0304": LEVEL, "\u0301": LEVEL, "\u030c": OBLIQUE, "\u0300": OBLIQUE}  # 调号
 
 
 def is_hanzi(char: str) -> bool:
@@ -37,14 +40,35 @@ def group(char: str) -> str | None:
 
     没有安装 pypinyin 时抛出 UserError。
     """
+    bare = [mark for mark in _syllable(char) if mark not in _TONE_OF]
+    return _GROUP_OF.get(_final(unicodedata.normalize("NFC", "".join(bare))))
+
+
+@functools.lru_cache(maxsize=None)
+def tone(char: str) -> str | None:
+    """一个汉字的平仄（取最常见的读音；一二声平，三四声仄）；轻声与没有读音的为 None。"""
+    return next((_TONE_OF[mark] for mark in _syllable(char) if mark in _TONE_OF), None)
+
+
+def _syllable(char: str) -> str:
+    """一个汉字最常见的读音，调号拆成单独的字符；不是汉字或没有读音时为空。"""
     if not is_hanzi(char):
-        return None
+        return ""
     try:
-        from pypinyin import Style, pinyin
+        from pypinyin import constants
     except ImportError:
-        raise UserError("押韵需要拼音库。\n请运行：pip install pypinyin") from None
-    found = pinyin(char, style=Style.FINALS, strict=True, errors="ignore")
-    return _GROUP_OF.get(found[0][0]) if found else None
+        raise UserError("押韵与平仄需要拼音库。\n请运行：pip install pypinyin") from None
+    first, _, _ = constants.PINYIN_DICT.get(ord(char), "").partition(",")
+    return unicodedata.normalize("NFD", first)
+
+
+@functools.lru_cache(maxsize=None)
+def _final(syllable: str) -> str:
+    """音节的韵母；音节只有四百来个，慢的换算各做一次。"""
+    from pypinyin import Style
+    from pypinyin.style import convert
+
+    return convert(syllable, Style.FINALS, strict=True, default="")
 
 
 def target(rhyme: object) -> str | None:

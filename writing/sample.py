@@ -15,14 +15,18 @@ Value = Union[float, Sequence[float], torch.Tensor]  # 一个数，或每行一�
 GREEDY = 1e-4  # 温度比它还低就是每步取最大：再除下去会溢出
 
 
-def penalize_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty: Value) -> torch.Tensor:
-    """重复惩罚（Keskar 2019）：出现过的 token，正的除以 penalty，负的乘以 penalty；就地修改。
+def penalize_repeats(
+    logits: torch.Tensor, seen: torch.Tensor, penalty: Value, minus: Value = 0.0
+) -> torch.Tensor:
+    """重复惩罚（Keskar 2019）：出现过的 token，正的除以 penalty，负的乘以 penalty，再减去 minus
+    （OpenAI 的 presence_penalty + frequency_penalty × 次数）；就地修改。
 
-    logits (B, V)；seen (B, N) 出现过的编号，可以重复；penalty 是数或 (B, N)，1 = 不动
+    logits (B, V)；seen (B, N) 出现过的编号，可以重复；penalty、minus 是数或 (B, N)，1 与 0 = 不动
     （用来补齐长短不一的行；补的编号不能与同行真正要惩罚的相同）。
     """
     scores = logits.gather(1, seen)
-    return logits.scatter_(1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+    scores = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits.scatter_(1, seen, scores - minus)
 
 
 def repeated_ngrams(ids: list, size: int) -> set:

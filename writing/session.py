@@ -84,6 +84,14 @@ class Row:
             return False
         return self.options.penalize_marks or not self.vocabulary.is_mark(token)
 
+    def minus(self, token: int) -> float:
+        """诗里写过的 token 要减去的：出现惩罚加频率惩罚；规定的开头不算。"""
+        chosen = self.options
+        if not (chosen.presence_penalty or chosen.frequency_penalty):
+            return 0.0
+        count = self.tokens[self.given :].count(token)
+        return chosen.presence_penalty * bool(count) + chosen.frequency_penalty * count
+
     def restrict(self, logits: torch.Tensor) -> None:
         """抽样前就地改这一行的对数几率 (V,)：禁止的与控制的。"""
         if self.queue:
@@ -146,32 +154,36 @@ class Row:
 
 
 class Penalties:
-    """各行出现过的 token 与惩罚的倍数，补齐成矩形，一次改好整批。"""
+    """各行出现过的 token、惩罚的倍数、减去的数，补齐成矩形，一次改好整批。"""
 
     def __init__(self, size: int) -> None:
         self.seen = np.zeros((size, 64), dtype=np.int64)
         self.factor = np.ones((size, 64), dtype=np.float32)
-        self.known = [set() for _ in range(size)]
+        self.minus = np.zeros((size, 64), dtype=np.float32)
+        self.known = [{} for _ in range(size)]  # token → 在这一行的第几格
 
     def clear(self, index: int) -> None:
         """第 index 行换成一首新的。"""
-        self.seen[index], self.factor[index], self.known[index] = 0, 1.0, set()
+        self.seen[index], self.factor[index], self.minus[index] = 0, 1.0, 0.0
+        self.known[index] = {}
 
     def copy(self, source: int, target: int) -> None:
         """把一行抄到另一行。"""
-        self.seen[target], self.factor[target] = self.seen[source], self.factor[source]
-        self.known[target] = set(self.known[source])
+        for table in (self.seen, self.factor, self.minus):
+            table[target] = table[source]
+        self.known[target] = dict(self.known[source])
 
-    def remember(self, index: int, token: int, penalty: float) -> None:
-        """记下第 index 行出现过的 token。"""
-        if token in self.known[index]:
-            return
-        count = len(self.known[index])
-        if count == self.seen.shape[1]:
-            self.seen = np.concatenate((self.seen, np.zeros_like(self.seen)), 1)
-            self.factor = np.concatenate((self.factor, np.ones_like(self.factor)), 1)
-        self.known[index].add(token)
-        self.seen[index, count], self.factor[index, count] = token, penalty
+    def remember(self, index: int, token: int, penalty: float, minus: float = 0.0) -> None:
+        """记下第 index 行出现过的 token；再次出现时只有 minus 会变。"""
+        known = self.known[index]
+        if token not in known:
+            place = known[token] = len(known)
+            if place == self.seen.shape[1]:
+                self.seen = np.concatenate((self.seen, np.zeros_like(self.seen)), 1)
+                self.factor = np.concatenate((self.factor, np.ones_like(self.factor)), 1)
+                self.minus = np.concatenate((self.minus, np.zeros_like(self.minus)), 1)
+            self.seen[index, place], self.factor[index, place] = token, penalty
+        self.minus[index, known[token]] = minus
 
     def apply(self, indexes: range, logits: torch.Tensor) -> None:
         """就地改这几行的对数几率 (B, V)。"""
@@ -181,7 +193,9 @@ class Penalties:
         part = slice(indexes[0], indexes[-1] + 1)
         seen = torch.from_numpy(self.seen[part, :widest]).to(logits.device)
         factor = torch.from_numpy(self.factor[part, :widest]).to(logits.device)
-        sample.penalize_repeats(logits, seen, factor)
+        minus = self.minus[part, :widest]
+        less = torch.from_numpy(minus).to(logits.device) if minus.any() else 0.0
+        sample.penalize_repeats(logits, seen, factor, less)
 
 
 # ── 一批 ──────────────────────────────────────────────────────────────
@@ -264,7 +278,8 @@ class Session:
         row.accept(token)
         last = row.tokens[-1]  # 押韵换过字时不是 token
         if row.counts(last):
-            self._penalties.remember(index, last, row.options.repetition_penalty)
+            penalty, minus = row.options.repetition_penalty, row.minus(last)
+            self._penalties.remember(index, last, penalty, minus)
 
     def _leave(self) -> None:
         """写完的离开，最后一行补上它的位置。"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from tokenizer import HFTokenizer
@@ -19,6 +20,7 @@ class Vocabulary:
         self._bytes = None
         self._newlines = self._line_feed = None
         self._starts, self._groups, self._closing = {}, {}, {}
+        self._hanzi = None
 
     def is_mark(self, token: int) -> bool:
         """只有标点、符号与空白的 token（重复惩罚略过它们）；不成整字的不算。"""
@@ -73,6 +75,25 @@ class Vocabulary:
                     found.setdefault(rhyme.group(text[-1]), []).append(token)
             self._groups = {key: torch.tensor(value) for key, value in found.items() if key}
         return self._groups.get(name, torch.tensor([], dtype=torch.long))
+
+    def hanzi(self) -> tuple:
+        """只由整个汉字组成的 token：编号 (N,)、各个字的码位 (N, K)，短的补 0。"""
+        if self._hanzi is None:
+            found = {}
+            for token, data in enumerate(self.bytes()):
+                text = data.decode("utf-8", "replace")
+                if text and all(map(rhyme.is_hanzi, text)):
+                    found[token] = text
+            longest = max(map(len, found.values()), default=1)
+            codes = np.zeros((len(found), longest), dtype=np.int64)
+            for row, text in zip(codes, found.values()):
+                row[: len(text)] = list(map(ord, text))
+            self._hanzi = np.array(list(found), dtype=np.int64), codes
+        return self._hanzi
+
+    def spelling(self, starts: frozenset) -> list:
+        """字节恰好是 starts 里的一个的 token。"""
+        return [token for token, data in enumerate(self.bytes()) if data in starts]
 
 
 def is_mark(data: bytes) -> bool:

@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.cross_entropy import Chunks, Scratch, linear_cross_entropy
+from kernels.cross_entropy import (
+    Chunks,
+    Scratch,
+    fused_softmax,
+    linear_cross_entropy,
+    softmax_parts,
+)
 
 
 def loss_and_gradients(function: Callable, hidden: torch.Tensor, weight: torch.Tensor):
@@ -73,3 +79,31 @@ def test_scratch_changes_nothing():
             for kept in (scratch, None)
         )
         assert all(torch.equal(a, b) for a, b in zip(kept, fresh))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fused_softmax_gives_the_loss_and_the_probabilities(dtype):
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(40, 301)).to(dtype)
+    target = torch.randint(301, (40,))
+    out = torch.empty_like(logits)
+    loss = fused_softmax(logits, target, out)
+    exact = torch.nn.functional.cross_entropy(logits.double(), target, reduction="none")
+    bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+    assert float((loss - exact).abs().max()) <= bound
+    assert float((loss - exact).mean().abs()) <= bound / 4  # 舍入有正有负
+    assert torch.allclose(out.double(), logits.double().softmax(-1), atol=4e-3)
+
+
+def test_fused_form_has_the_gradients_of_the_plain_one():
+    torch.manual_seed(0)
+    grads = []
+    for kernel in (softmax_parts, None):
+        torch.manual_seed(1)
+        hidden = torch.randn(70, 16, requires_grad=True)
+        weight = torch.nn.Parameter(torch.randn(301, 16))
+        labels = torch.randint(301, (70,))
+        linear_cross_entropy(hidden, weight, labels, Chunks(32, 32), kernel).backward()
+        grads.append((hidden.grad, weight.grad))
+    for one, other in zip(*grads):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)

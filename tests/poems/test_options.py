@@ -116,3 +116,4 @@ def test_nothing_given_does_nothing():
     chosen = options.Options()
     assert (chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p) == (1, 0, 1, 0)
     assert (chosen.repetition_penalty, chosen.no_repeat_ngram, chosen.min_new_tokens) == (1, 0, 0)
+    assert (chosen.presence_penalty, chosen.frequency_penalty) == (0, 0)

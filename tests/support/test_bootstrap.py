@@ -105,6 +105,7 @@ def test_still_missing_after_install_is_an_error(pip):
 def test_torch_index(monkeypatch, system, driver, index):
     monkeypatch.setattr(bootstrap.platform, "system", lambda: system)
     monkeypatch.setattr(bootstrap, "driver_cuda", lambda: driver)
+    monkeypatch.setattr(bootstrap, "card_capability", lambda: None)
     if sys.version_info < (3, 9) and index and index.startswith("cu"):
         index = "cu121"
     assert bootstrap.torch_index() == (bootstrap.TORCH_INDEX + index if index else None)

@@ -47,8 +47,11 @@ def test_each_fixed_setting_is_refused(corpus, tmp_path, name):
 
 def test_other_dataset_is_refused(corpus, tmp_path):
     state = {**saved(corpus, tmp_path), "dataset": "别的"}
-    with pytest.raises(UserError, match="不是同一份"):
+    with pytest.raises(UserError, match="不是同一份") as caught:
         resume.refuse_changes(state, values(tmp_path), corpus)
+    model = (tmp_path / "best_model.bin").as_posix()
+    assert f"--FROM={model} --RESUME=off" in str(caught.value)  # 接着学
+    assert "从零开始：加 --RESUME=off" in str(caught.value)
 
 
 def test_changes_are_named(tmp_path):
@@ -67,7 +70,7 @@ def test_auto_keeps_the_choice_of_the_checkpoint(tmp_path):
 
 def test_newest_checkpoint_wins_and_its_owner_writes():
     def found(update):
-        return {"update": update, "chosen": {"DTYPE": f"at{update}"}}
+        return {"update": update, "chosen": {"DTYPE": f"at{update}"}, "kept": {"FROM": ""}}
 
     ranks = Ranks()
     everyone = SimpleNamespace(all_gather=lambda _: [None, found(4), found(9), found(9)], writer=0)
@@ -76,10 +79,8 @@ def test_newest_checkpoint_wins_and_its_owner_writes():
     assert resume.newest(None, ranks) is None and ranks.is_main
 
 
-def test_resume_off_looks_at_no_checkpoint(corpus, tmp_path):
+def test_resume_off_looks_at_no_checkpoint(tmp_path):
     (tmp_path / "checkpoint.bin").write_bytes(b"not a checkpoint")
-    now = values(tmp_path, RESUME="off")
-    assert resume.find(now, Settings.pick(now), corpus) is None
-    now = values(tmp_path)
+    assert resume.find(values(tmp_path, RESUME="off")) is None
     with pytest.raises(UserError):
-        resume.find(now, Settings.pick(now), corpus)
+        resume.find(values(tmp_path))

@@ -47,6 +47,15 @@ def test_a_new_column_is_empty_in_old_rows(tmp_path, monkeypatch):
     assert "norm" not in path.read_text(encoding="utf-8")
 
 
+def test_scores_of_old_poems_stay(tmp_path):
+    path = tmp_path / "train_log.csv"
+    log = runlog.TrainLog(path, 0, old_poems=True)
+    log.add({**runlog.row(step(1)), runlog.OLD_BPC: "6.5"})
+    log.close()
+    runlog.TrainLog(path, 1).close()  # 续训时没有再给 REPLAY_DATA
+    assert [row[runlog.OLD_BPC] for row in runlog.read(path)] == ["6.5"]
+
+
 def test_half_written_last_row_does_not_count(tmp_path):
     path = tmp_path / "train_log.csv"
     log = runlog.TrainLog(path, 0)

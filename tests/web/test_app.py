@@ -145,9 +145,15 @@ def test_stop_filter_equals_a_search_in_the_whole(stops):
         ({"n": 0}, "n"),
         ({"n": 99}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens 与 max_completion_tokens"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": "x"}, "frequency_penalty"),
+        ({"repeat_penalty": 0}, "repeat_penalty"),
         ({"seed": 1.5}, "seed"),
-        ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"stop": ["长" * 257]}, "stop"),
+        ({"stop": [3]}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"lines": 0}, "lines"),
@@ -156,7 +162,12 @@ def test_stop_filter_equals_a_search_in_the_whole(stops):
         ({"messages": [{"role": "system", "content": "嗨"}]}, "messages"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": ["嗨"]}, "messages[0]"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+        ),
+        ({"tools": [{"type": "function"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
@@ -233,6 +244,9 @@ def test_foreign_host_is_refused(client):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 403
     for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+    refused = client.get("/v1/models", headers={"Host": "host.docker.internal:8000"}).json()
+    assert "--ALLOWED_HOSTS=" in refused["error"]["message"]
+    assert "--API_KEY=" in refused["error"]["message"]
 
 
 def test_key_is_required_when_set(engine, tmp_path):

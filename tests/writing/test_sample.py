@@ -84,6 +84,13 @@ def test_repetition_penalty_padding_changes_nothing():
     assert sample.penalize_repeats(logits, seen, factor).tolist() == [[1.0, -4.0, 3.0]]
 
 
+def test_additive_penalties_come_after_the_multiplied():
+    logits, seen = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[1, 2, 0]])
+    minus = torch.tensor([[0.5, -1.0, 0.0]])
+    found = sample.penalize_repeats(logits, seen, torch.tensor([[2.0, 2.0, 1.0]]), minus)
+    assert found.tolist() == [[1.0, -4.5, 2.5]]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("ids", [[1, 2, 3, 1, 2, 4, 1, 2], [5, 5, 5], [1], []])
 def test_no_repeat_ngram(size, ids):
