@@ -11,10 +11,11 @@ import torch
 
 from gpt import GPT, GPTConfig
 from support.console import UserError
+from support.hardware import is_out_of_memory
 from tests.small_run import values
 from training.batching import assemble
 from training.distributed import Ranks
-from training.gradients import FlatGradients, Gradients, is_out_of_memory, micro_seed
+from training.gradients import FlatGradients, Gradients, micro_seed
 from training.machine import Machine
 from training.settings import Settings
 from training.stop import Interrupted, StopSignal
