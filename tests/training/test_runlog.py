@@ -51,8 +51,7 @@ def test_scores_of_old_poems_stay(tmp_path):
     path = tmp_path / "train_log.csv"
     log = runlog.TrainLog(path, 0, old_poems=True)
     log.add({**runlog.row(step(1)), runlog.OLD_BPC: "6.5"})
-    log.close()
-    runlog.TrainLog(path, 1).close()  # 续训时没有再给 REPLAY_DATA
+    runlog.TrainLog(path, 1)  # 续训时没有再给 REPLAY_DATA
     assert [row[runlog.OLD_BPC] for row in runlog.read(path)] == ["6.5"]
 
 
