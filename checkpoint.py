@@ -6,6 +6,7 @@ torch.load 不验 CRC，任何一位翻转都要在这里被发现。
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -17,12 +18,13 @@ import torch
 
 from gpt import GPT, GPTConfig
 from kernels import int8
-from support import files
+from support import console, files
 from support.artefacts import BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS
 from support.console import UserError
 from tokenizer import HFTokenizer
 
 VERSION = 1
+_MODELS = (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS)  # 推理时先后找哪个
 _SEAL = b"sha256:"
 _COMMENT = len(_SEAL) + 64
 
@@ -52,7 +54,15 @@ class State(Model, total=False):
     split: int  # 一个微批次分几份算；dropout 的种子里有第几份
 
 
-_REQUIRED = ("version", "model_config", "weights", "tokenizer", "prompt_kinds", "config")
+_REQUIRED = {
+    "version": int,
+    "model_config": dict,
+    "weights": dict,
+    "tokenizer": str,
+    "prompt_kinds": list,
+    "config": dict,
+}
+_TRAINING = {"position": dict, "best": dict, "optimizer": dict, "chosen": dict, "dataset": str}
 
 
 def new_state(config: GPTConfig, weights: dict, tokenizer: str, prompt_kinds: Iterable) -> State:
@@ -92,14 +102,13 @@ def weights_of(model: torch.nn.Module) -> dict:
     }
 
 
-def save(path: Path, state: State, keep_previous: bool = False) -> None:
-    """原子地写检查点；keep_previous 时旧文件留作 checkpoint.prev.bin。
+def save(path: Path, state: State, previous: Path | None = None) -> None:
+    """原子地写检查点；给了 previous，旧文件改成这个名字留着。
 
     磁盘满等写不下的情况抛 UserError，旧文件不动。
     """
     path = Path(path)
     state = on_host({"version": VERSION, "sealed": True, **state})
-    previous = path.with_name(CHECKPOINT_PREVIOUS) if keep_previous else None
     try:
         with files.atomic_write(path, "w+b", previous=previous) as file:
             torch.save(state, file)
@@ -107,11 +116,28 @@ def save(path: Path, state: State, keep_previous: bool = False) -> None:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_write_error(error):
             raise
-        need, free = _bytes_of(state) >> 20, files.free_bytes(path.parent) >> 20
+        reason = console.explain(error) if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"写不下检查点 {path}（约需 {need} MB，磁盘剩 {free} MB）：{error}\n"
-            "旧的检查点原样还在。请腾出空间，再运行同一条命令接着训练。"
+            f"写不下 {path}（约需 {_bytes_of(state) >> 20} MB{_free(path.parent)}）：{reason}"
+            + (f"\n原来的 {path.name} 原样还在。" if path.exists() else "")
         ) from error
+
+
+def _free(folder: Path) -> str:
+    """给人看的剩余空间；目录不在了就不说。"""
+    try:
+        return f"，磁盘剩 {files.free_bytes(folder) >> 20} MB"
+    except OSError:
+        return ""
+
+
+def spare_name(path: Path) -> Path | None:
+    """写新检查点时，现在的 path 该改成的名字；它坏了就是 None：不能顶掉完好的上一个。"""
+    try:
+        _verify(path)
+    except UserError:
+        return None
+    return path.with_name(CHECKPOINT_PREVIOUS)
 
 
 def on_host(value: Any) -> Any:
@@ -180,8 +206,12 @@ def load(path: Path) -> State:
         raise UserError(f"读不了 {path}：{error}") from error
     except Exception as error:  # torch.load 对坏文件抛的种类很多，都意味着不能用
         raise DamagedError(f"{path} 读不出来，不是完好的检查点。") from error
-    if not isinstance(state, dict) or any(key not in state for key in _REQUIRED):
-        raise UserError(f"{path} 不是本项目的检查点（缺少必要的内容）。")
+    if (
+        not isinstance(state, dict)
+        or _lacking(state, _REQUIRED)
+        or not all(isinstance(value, torch.Tensor) for value in state["weights"].values())
+    ):
+        raise UserError(f"{path} 不是本项目的检查点（缺少必要的内容，或类型不对）。")
     if state["version"] > VERSION:
         raise UserError(
             f"{path} 的格式版本是 {state['version']}，这份代码只认到 {VERSION}；请更新代码。"
@@ -191,8 +221,26 @@ def load(path: Path) -> State:
     return state
 
 
+def _lacking(state: dict, kinds: dict) -> list:
+    """没有的、类型不对的各项。"""
+    return [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+
+
+def _load_training(path: Path) -> State:
+    """读入能接着训练的检查点；只够推理的抛 UserError。"""
+    state = load(path)
+    lacking = _lacking(state, _TRAINING)
+    if lacking or not state["position"]:
+        raise UserError(
+            f"{path} 不是训练的检查点（{'、'.join(lacking or ['position'])} 没有或不对，"
+            f"像是把 {BEST_MODEL}、量化或导入的模型改成了这个名字），不能接着训练；它还能写诗。"
+        )
+    return state
+
+
 def _verify(path: Path) -> bool:
     """文件完好；返回它是否带有整文件摘要。"""
+    files.must_be_plain(path)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, io.SEEK_END)
@@ -218,19 +266,43 @@ def load_newest(work_dir: str) -> State | None:
     """WORK_DIR 里可以接着训练的检查点；最新的坏了就用上一个并警告，一个都没有时为 None。"""
     newest = files.work_path(work_dir, CHECKPOINT)
     previous = newest.with_name(CHECKPOINT_PREVIOUS)
+    _finish_saving(newest)
     if not newest.exists() and not previous.exists():
         return None
     try:
-        return load(newest)
+        return _load_training(newest)
     except UserError as error:
         if not previous.exists():
             raise UserError(
                 f"{error}\n也没有 {CHECKPOINT_PREVIOUS} 可用；文件原样保留。\n"
                 "从头开始：加上 --RESUME=off"
             ) from error
+        state = _load_training(previous)
         if newest.exists():
-            warnings.warn(f"{error} 改用上一个检查点 {CHECKPOINT_PREVIOUS}。", stacklevel=2)
-        return load(previous)
+            aside = files.keep_aside(newest)  # 下次保存时不会顶掉完好的上一个
+            warnings.warn(
+                f"{error} 它已改名为 {aside.name}；改用上一个检查点 {CHECKPOINT_PREVIOUS}。",
+                stacklevel=2,
+            )
+        return state
+
+
+def _finish_saving(newest: Path) -> None:
+    """上次保存时被杀在改名之前：写完了的 .tmp 就是最新的检查点，没写完的删掉。"""
+    left = files.temporary_of(newest)
+    if not left.exists():
+        return
+    try:
+        _load_training(left)
+    except UserError:
+        with contextlib.suppress(OSError):
+            left.unlink()
+        return
+    spare = spare_name(newest) if newest.exists() else None
+    if spare is not None:
+        files.replace(newest, spare)
+    files.replace(left, newest)
+    print(f"上次在保存的最后一步被打断：{left.name} 是完整的，已改名为 {newest.name}。")
 
 
 def find(work_dir: str, given: str = "") -> Path:
@@ -239,36 +311,66 @@ def find(work_dir: str, given: str = "") -> Path:
         path = files.find_input(given, work_dir)
         if path is None:
             raise UserError(f"没有找到模型 {given}（当前目录和 {work_dir} 里都没有）。")
+        if path.is_dir():
+            inside = models_in(path)
+            hint = f"，请写其中的模型：{inside[0]}" if inside else "，里面也没有模型"
+            raise UserError(f"{given} 是文件夹{hint}；或用 --WORK_DIR={given}")
         return path
-    for name in (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS):
-        path = Path(work_dir) / name
-        if path.exists():
-            return path
+    here = models_in(Path(work_dir))
+    if here:
+        return here[0]
     raise UserError(
-        f"{work_dir} 里还没有训练好的模型（{BEST_MODEL}、{CHECKPOINT} 都没有）。\n"
-        "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py"
+        f"{Path(work_dir).resolve()} 里还没有训练好的模型（{BEST_MODEL}、{CHECKPOINT} 都没有）。\n"
+        "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py\n"
+        "模型在别处：--WORK_DIR=目录；程序里写 config.WORK_DIR = 目录，或 checkpoint=文件"
     )
+
+
+def models_in(folder: Path) -> list:
+    """folder 里能用来推理的模型文件，先用哪个哪个在前。"""
+    return [folder / name for name in _MODELS if (folder / name).exists()]
 
 
 # ── 重建 ──────────────────────────────────────────────────────────────
 
 
 def tokenizer_of(state: State) -> HFTokenizer:
-    """检查点自带的分词器。"""
-    return HFTokenizer.from_json(state["tokenizer"])
+    """检查点自带的分词器；读不了时抛 UserError。"""
+    try:
+        return HFTokenizer.from_json(state["tokenizer"])
+    except ValueError as error:
+        raise UserError(f"检查点里的分词器不能用：{error}") from error
+
+
+def shape_of(state: State) -> GPTConfig:
+    """检查点的模型形状；与这份代码对不上时抛 UserError。"""
+    try:
+        shape = GPTConfig(**state["model_config"])
+        problem = shape.problem()
+    except TypeError as error:
+        problem = str(error)
+    if problem:
+        raise UserError(
+            f"检查点的 model_config 与这份代码对不上（{problem}）：它像是别的版本写的，或被改过。"
+            "文件没有动；请换回写它的那份代码，或换一个模型。"
+        )
+    return shape
 
 
 def rebuild(state: State, device: str = "cpu") -> tuple:
     """检查点 → (评估模式的 GPT, 分词器)；分词器与模型对不上时抛 UserError。"""
     tokenizer = tokenizer_of(state)
-    config = GPTConfig(**state["model_config"])
+    config = shape_of(state)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"检查点里的分词器有 {tokenizer.vocab_size} 个 token，"
             f"模型却是 {config.vocab_size} 个；这个文件不能用。"
         )
     if state.get("quantized"):
-        model = rebuild_int8(config, state, device)
+        try:
+            model = rebuild_int8(config, state, device)
+        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"检查点的 int8 权重与模型对不上：{error}") from error
     else:
         model = GPT(config)
         load_weights(model, state["weights"])
@@ -295,5 +397,5 @@ def load_weights(model: torch.nn.Module, weights: dict) -> None:
     """严格装入权重；形状或名字不符时抛 UserError。"""
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"检查点的权重与模型对不上：{error}") from error

@@ -13,6 +13,7 @@ import sys
 from typing import NoReturn
 
 from poems import options
+from support import defaults
 
 # ── 文件 ──────────────────────────────────────────────────────────────
 WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
@@ -191,6 +192,9 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    missing = [name for name in defaults.DEFAULTS if name not in globals()]
+    if missing:
+        _quit([f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in missing])
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
         print(_help(doc or "", positional))

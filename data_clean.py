@@ -8,7 +8,6 @@ UTF-16、带 BOM 的文件（全部写法见 poems/sources.py 的表），说明
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import config
 from poems import copies, mend, records, sources
 from poems.report import Report, draw_lengths, printable
-from support import artefacts, console, files
+from support import artefacts, console, files, lock
 from support.console import UserError
 
 _UNTOUCHED = "没有改动任何文件。改好这一处后请运行：python data_clean.py"
@@ -123,17 +122,9 @@ def _is_ours(output: Path, report: Path) -> bool:
     try:
         with open(report, encoding="utf-8") as file:
             written = json.load(file)["output"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
-    return written == _sha256(output)
-
-
-def _sha256(path: Path) -> str:
-    checksum = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            checksum.update(chunk)
-    return checksum.hexdigest()
+    return written == files.sha256(output)
 
 
 def own_files(work_dir: str) -> tuple[Path, ...]:
@@ -145,6 +136,7 @@ def own_files(work_dir: str) -> tuple[Path, ...]:
         artefacts.CLEAN_REPORT,
         artefacts.TOKENIZER_HUG,
         artefacts.TOKENIZER_BPE,
+        artefacts.LOCK,
     )
     others = ("requirements*.txt", "all_poems.old*.json", "all_poems.raw.old*.json", "samples*.txt")
     found = [path for pattern in others for path in folder.glob(pattern)]
@@ -212,7 +204,8 @@ def _nothing_left(source: Path, report: Report) -> str:
 def main() -> None:
     config.load(__doc__)
     try:
-        report = clean(config.RAW_DATA, config.WORK_DIR, config.MIN_CHARS, config.NEAR_COPY)
+        with lock.writing(config.WORK_DIR):
+            report = clean(config.RAW_DATA, config.WORK_DIR, config.MIN_CHARS, config.NEAR_COPY)
     except OSError as error:
         raise UserError(
             f"读写文件时出错：{error}\n"

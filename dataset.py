@@ -20,6 +20,14 @@ from support.console import UserError
 from tokenizer import HFTokenizer
 
 FILE = container.Kind(b"POEMDATA", 1, "数据集")
+_HEADER = {
+    "tokenizer": str,
+    "prompt_kinds": dict,
+    "all_kinds": list,
+    "n_train": int,
+    "n_val": int,
+    "max_seq_len": int,
+}
 _BUILD = "请运行：python train_dataset_one.py"
 
 
@@ -111,12 +119,16 @@ def load(path: Path | str) -> PoemDataset:
     if not path.is_file():
         raise UserError(f"没有找到数据集 {path}\n{_BUILD}")
     try:
-        return PoemDataset(container.load(path, FILE))
+        opened = container.load(path, FILE)
+        wrong = [k for k, kind in _HEADER.items() if not isinstance(opened.header.get(k), kind)]
+        if wrong:
+            raise container.Damaged(f"{path} 的头部已损坏：{'、'.join(wrong)} 没有或不对")
+        return PoemDataset(opened)
     except OSError as error:
         raise UserError(f"读不了 {path}：{error}\n{_BUILD}") from error
     except container.Damaged as error:
         raise UserError(f"{error}\n{_BUILD}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} 的头部已损坏：{error!r}\n{_BUILD}") from error
 
 

@@ -17,7 +17,7 @@ from typing import Iterator
 
 import checkpoint
 import config
-from support import artefacts, console, files
+from support import artefacts, console, files, lock
 from support.console import UserError
 from writing import gguf_file, hugging_face
 
@@ -63,7 +63,7 @@ def export_folder(kind: str, source: Path, target: Path) -> None:
     """检查点 → Hugging Face 目录或 GGUF 目录。"""
     state = checkpoint.load(source)
     checkpoint.rebuild(state)  # 形状、词表对不上的检查点在写出任何东西之前就拒绝
-    with new_folder(target) as folder:
+    with lock.writing(target.parent), new_folder(target) as folder:
         WRITERS[kind](folder, state, sampling_from_config())
     print(f"已把 {source} 导出到 {target}")
 
@@ -76,8 +76,10 @@ def import_folder(source: Path, target: Path) -> None:
             "请运行：python export.py --FORMAT=checkpoint --CHECKPOINT=<目录>"
         )
     state = hugging_face.read(source)
-    say_aside(files.keep_aside(target))
-    checkpoint.save(target, state)
+    aside = files.unused(target) if target.exists() else None
+    with lock.writing(target.parent):
+        checkpoint.save(target, state, aside)
+    say_aside(aside)
     print(f"已把 {source} 导入为 {target}\n接下来：python infere.py --CHECKPOINT={target}")
 
 

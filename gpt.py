@@ -77,6 +77,17 @@ class GPTConfig:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    def problem(self) -> str | None:
+        """由别处读来的形状哪里不对；没有问题时为 None。"""
+        for name, value in self.to_dict().items():
+            kinds = (int, float) if isinstance(getattr(GPTConfig, name, 0), float) else (int,)
+            least = 0 if name == "dropout" else 1e-12
+            if type(value) not in kinds or not value >= least:
+                return f"{name}={value!r}"
+        return (
+            None if self.dim % (2 * self.n_head) == 0 else f"dim={self.dim}、n_head={self.n_head}"
+        )
+
     def weights(self) -> list[Weight]:
         """全部权重：名字、形状、与 Qwen3 的对照。"""
         found = [

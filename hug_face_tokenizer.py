@@ -19,7 +19,7 @@ import config
 import tokenizer
 from checks import token_stats
 from poems import chat_format, collection
-from support import artefacts, console, files
+from support import artefacts, console, files, lock
 from support.console import UserError
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -124,12 +124,13 @@ def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) 
 def main() -> None:
     config.load(__doc__)
     started = time.monotonic()
-    poems = collection.find(config.WORK_DIR)
+    poems = collection.find_cleaned(config.WORK_DIR)
     special = special_tokens()
-    print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
-    made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
-    seconds = time.monotonic() - started
-    save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
+    with lock.writing(config.WORK_DIR):
+        print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
+        made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
+        seconds = time.monotonic() - started
+        save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)
 
 

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 
 import config
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from writing.originality import CopyIndex
     from writing.poet import Poet
     from writing.session import Row
+
+
+_HERE = Path(__file__).resolve().parent
+_OURS = ("config", "checkpoint", "gpt", "embeding", "tokenizer", "support", "kernels", "writing")
 
 
 def __getattr__(name: str) -> type:
@@ -83,6 +89,7 @@ def chat_stream(
 
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
+    _refuse_strangers()
     options.check_names(given)
     return {**config.sampling(), **{k: value for k, value in given.items() if value is not None}}
 
@@ -91,7 +98,28 @@ def _poet(checkpoint: str | None = None) -> Poet:
     from writing.poet import Poet
 
     given = config.CHECKPOINT if checkpoint is None else str(checkpoint)
-    return Poet.load(given, config.WORK_DIR, config.DEVICE, config.DTYPE)
+    return Poet.load(given, _work_dir(), config.DEVICE, config.DTYPE)
+
+
+def _work_dir() -> str:
+    """WORK_DIR；没有改过、当前目录里又没有模型时，是 infere.py 旁边。"""
+    from checkpoint import models_in
+
+    if config.WORK_DIR == "." and not models_in(Path(".")) and models_in(_HERE):
+        return str(_HERE)
+    return config.WORK_DIR
+
+
+def _refuse_strangers() -> None:
+    """使用者自己的同名文件排在本项目的前面时，说清是哪一个。"""
+    for name in _OURS:
+        found = importlib.util.find_spec(name)
+        origin = Path(found.origin or "") if found else Path()
+        if _HERE not in origin.resolve().parents:
+            raise UserError(
+                f"{origin} 挡住了本项目的 {name}（应当是 {_HERE} 里的）。\n请把自己的那个改名；"
+                f'或在程序最前面写：import sys; sys.path.insert(0, r"{_HERE}")'
+            )
 
 
 def _request(poet: Poet, question: str | None, given: dict, n: int) -> tuple:
@@ -114,7 +142,7 @@ def _copy_index(wanted: bool) -> CopyIndex | None:
         return None
     from writing import originality
 
-    return originality.load(config.WORK_DIR)
+    return originality.load(_work_dir())
 
 
 def _with_copy(text: str, copies: CopyIndex) -> Poem:

@@ -11,7 +11,7 @@ from pathlib import Path
 import checkpoint
 import config
 from kernels import int8
-from support import console, files
+from support import console, files, lock
 from support.artefacts import MODEL_INT8
 from support.console import UserError
 
@@ -34,9 +34,13 @@ def _compact(text: str) -> str:
 
 
 def quantize_file(source: Path, target: Path) -> tuple:
-    """写 target，返回 (源权重按 fp32 的字节数, target 的字节数)。"""
+    """写 target，返回 (源权重按 fp32 的字节数, target 的字节数)；原有的 target 改名留着。"""
     state = checkpoint.load(source)
-    checkpoint.save(target, quantized_state(state))
+    checkpoint.rebuild(state)  # 对不上的在写出任何东西之前就拒绝
+    aside = files.unused(target) if target.exists() else None
+    checkpoint.save(target, quantized_state(state), aside)
+    if aside is not None:
+        print(f"原有的 {target.name} 改名为 {aside.name}")
     fp32 = sum(value.numel() * 4 for value in state["weights"].values())
     return fp32 + len(state["tokenizer"].encode("utf-8")), target.stat().st_size
 
@@ -50,10 +54,8 @@ def main() -> None:
         target = target / MODEL_INT8
     if target.resolve() == Path(source).resolve():
         raise UserError(f"输出 {target} 就是原来的模型，不能覆盖。请换一个 --OUT")
-    aside = files.keep_aside(target)
-    if aside:
-        print(f"原有的 {target.name} 改名为 {aside.name}")
-    before, after = quantize_file(source, target)
+    with lock.writing(target.parent):
+        before, after = quantize_file(source, target)
     print(
         f"{source} → {target}：{before / 1e6:.1f} MB → {after / 1e6:.1f} MB（{after / before:.1%}）"
     )

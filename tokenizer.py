@@ -340,6 +340,8 @@ def parse(text: str) -> dict:
         raise ValueError(
             f"第 {error.lineno} 行第 {error.colno} 列不是合法的 JSON：{error.msg}"
         ) from error
+    except RecursionError as error:
+        raise ValueError("JSON 嵌套太深") from error
     problem = _spec_problem(spec)
     if problem:
         raise ValueError(problem)
@@ -431,10 +433,7 @@ def fingerprint(text: str) -> str:
 
 
 class StreamDecoder:
-    """逐个 token 解码，只给出完整的字：跨 token 的字等它的字节到齐。
-
-    全部 feed 的结果加上 flush，与一次 decode 相同。
-    """
+    """逐个 token 解码，只给出完整的字；全部 feed 的结果加上 flush，与一次 decode 相同。"""
 
     def __init__(self, tokenizer: BPETokenizer | HFTokenizer) -> None:
         self._token_bytes = tokenizer.token_bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 import config
 import hug_face_tokenizer
 from poems import collection
-from support import artefacts, console, files
+from support import artefacts, console, files, lock
 from tokenizer import BPETokenizer, HFTokenizer
 
 
@@ -49,12 +49,13 @@ def compare(made: BPETokenizer, path: Path) -> None:
 def main() -> None:
     config.load(__doc__)
     started = time.monotonic()
-    poems = collection.find(config.WORK_DIR)
+    poems = collection.find_cleaned(config.WORK_DIR)
     tokens = hug_face_tokenizer.special_tokens()
-    print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
-    made = train(poems, config.VOCAB_SIZE, tokens)
-    seconds = time.monotonic() - started
-    hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_BPE))
+    with lock.writing(config.WORK_DIR):
+        print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约两分钟）…", flush=True)
+        made = train(poems, config.VOCAB_SIZE, tokens)
+        seconds = time.monotonic() - started
+        hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_BPE))
     hug_face_tokenizer.print_report(made, poems, seconds)
     compare(made, Path(config.WORK_DIR) / artefacts.TOKENIZER_HUG)
 

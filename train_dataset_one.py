@@ -13,7 +13,7 @@ import config
 import dataset
 import tokenizer
 from poems import collection
-from support import artefacts, console, files
+from support import artefacts, console, files, lock
 from support.console import UserError
 from writing import origin
 
@@ -48,19 +48,20 @@ def choose_tokenizer() -> tuple[tokenizer.HFTokenizer, int]:
 
 def build(shares: dict | None, prompts_per_poem: int) -> dict:
     """按配置建 dataset.bin，打印结果，返回统计；train_dataset_all.py 也用它。"""
-    poems = collection.find(config.WORK_DIR)
+    poems = collection.find_cleaned(config.WORK_DIR)
     tok, max_seq_len = choose_tokenizer()
     out = files.work_path(config.WORK_DIR, artefacts.DATASET)
-    report = dataset.build(
-        poems,
-        tok,
-        out,
-        shares=shares,
-        prompts_per_poem=prompts_per_poem,
-        val_share=config.VAL_SHARE,
-        seed=config.SEED,
-        max_seq_len=max_seq_len,
-    )
+    with lock.writing(config.WORK_DIR):
+        report = dataset.build(
+            poems,
+            tok,
+            out,
+            shares=shares,
+            prompts_per_poem=prompts_per_poem,
+            val_share=config.VAL_SHARE,
+            seed=config.SEED,
+            max_seq_len=max_seq_len,
+        )
     print_report(report, out)
     return report
 

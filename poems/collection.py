@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from poems import records
-from support import artefacts
+from support import artefacts, files
 from support.console import UserError
 
 _RUN = "请运行：python data_clean.py"
@@ -17,6 +18,22 @@ def find(work_dir: str) -> Path:
     path = Path(work_dir) / artefacts.POEMS
     if not path.is_file():
         raise UserError(f"没有找到诗集 {path}\n{_RUN}")
+    return path
+
+
+def find_cleaned(work_dir: str) -> Path:
+    """同 find；诗集在清洗之后变过就说一声。"""
+    path = find(work_dir)
+    try:
+        written = json.loads((path.parent / artefacts.CLEAN_REPORT).read_text(encoding="utf-8"))
+        changed = written["output"]["sha256"] != files.sha256(path)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return path  # 没有清洗的报告可以对照
+    if changed:
+        print(
+            f"提醒：{path} 在清洗之后变过（与 {artefacts.CLEAN_REPORT} 记下的不同），"
+            "照现在的内容用。不是自己改的，请重新清洗：python data_clean.py"
+        )
     return path
 
 

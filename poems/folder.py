@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
+from support.files import must_be_plain
+
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _NOT_POEMS = re.compile(r"(?:readme|license|changelog|contributing)\b", re.IGNORECASE)
 
@@ -38,6 +40,7 @@ def find_files(
     隐藏文件、ignore 里的文件不算在内；断了的链接、管道、设备之类不是普通文件的略过。
     """
     if not root.is_dir():
+        must_be_plain(root)
         return [SourceFile(root, readable(root.name), root.stat().st_size)], []
     unwanted = {os.path.realpath(path) for path in ignore}
     unwanted_folders = {os.path.dirname(path) for path in unwanted}

@@ -18,7 +18,25 @@ TRAIN_LOG = "train_log.csv"
 LOSS_PICTURE = "loss.png"
 SAMPLES = "samples.txt"
 RUN_INFO = "run_info.json"
+LOCK = "writing.lock"  # 谁正在写这个目录
 LOGS = "logs"  # LOGGER 的 tensorboard、swanlab、wandb 写在这里
 EXPORT_HF = "export_hf"
 EXPORT_GGUF = "export_gguf"
 IMPORTED = "checkpoint_imported.bin"  # 由 Hugging Face 目录导回的
+
+# 程序被杀时可能留下 名字.tmp 的；检查点的不在内：写完了的还能用，由训练处置
+SWEPT = (
+    POEMS,
+    CLEAN_REPORT,
+    CLEAN_PICTURE,
+    TOKENIZER_HUG,
+    TOKENIZER_BPE,
+    DATASET,
+    BEST_MODEL,
+    MODEL_INT8,
+    TRAIN_LOG,
+    LOSS_PICTURE,
+    SAMPLES,
+    RUN_INFO,
+    IMPORTED,
+)

@@ -116,12 +116,13 @@ def load(path: Path, kind: Kind) -> Container:
     with open(path, "rb") as file:
         header, start = _read_header(path, file, kind)
         try:
+            _check(header, path)
             size, wanted = path.stat().st_size, start + header["bytes"]
             if size < wanted:
                 raise Damaged(f"{path} 不完整：应有 {wanted} 字节，只有 {size} 字节")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return Container(header, mapped, start)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, Damaged):
                 raise
             raise Damaged(f"{path} 的头部已损坏：{error!r}") from error
@@ -140,8 +141,19 @@ def _read_header(path: Path, file: BinaryIO, kind: Kind) -> tuple[Header, int]:
         raise Damaged(f"{path} 不完整：头部应有 {length} 字节，只有 {len(text)}")
     try:
         return json.loads(text.decode("utf-8")), _aligned(_HEAD.size + length)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} 的头部已损坏：{error!r}") from error
+
+
+def _check(header: Header, path: Path) -> None:
+    """头部自己的摘要对得上，各数组都在数据区里；否则抛出 Damaged。"""
+    if not isinstance(header, dict) or header.get("fingerprint") != _fingerprint(header):
+        raise Damaged(f"{path} 的头部已损坏：与它的摘要不符")
+    for name, item in header["arrays"].items():
+        first, length = item["offset"], item["length"]
+        end = first + length * np.dtype(item["dtype"]).itemsize
+        if first < 0 or length < 0 or end > header["bytes"]:
+            raise Damaged(f"{path} 的头部已损坏：{name} 在文件之外")
 
 
 class Container:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Iterator
 
+from support import artefacts
 from support.console import UserError
 
 
@@ -30,6 +32,14 @@ def find_input(path: str, work_dir: str) -> Path | None:
         if path and candidate.exists():
             return candidate
     return None
+
+
+def must_be_plain(path: Path) -> None:
+    """有这个名字而不是普通文件就抛 UserError：文件夹读不了，管道会一直等，设备没有尽头。"""
+    if path.is_dir():
+        raise UserError(f"{path} 是文件夹，这里要的是文件。")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} 是管道或设备，不是普通文件，不能读。")
 
 
 def replace(source: Path, target: Path) -> None:
@@ -55,6 +65,30 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def temporary_of(path: Path) -> Path:
+    """写 path 的时候，没写完的内容在哪里。"""
+    return path.with_name(f"{path.name}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """清掉被杀的程序在 folder 里留下的半成品；要先拿到锁（support/lock.py）。"""
+    for name in artefacts.SWEPT:
+        with contextlib.suppress(OSError):
+            temporary_of(folder / name).unlink()
+    for name in (artefacts.EXPORT_HF, artefacts.EXPORT_GGUF):
+        for left in folder.glob(f"{name}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """文件内容的 SHA-256。"""
+    checksum = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> Iterator[IO[Any]]:
     """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。
@@ -62,7 +96,7 @@ def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> I
     给了 previous，原来的文件就改成这个名字留着。
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_of(path)
     options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(temporary, mode, **options) as file:
@@ -87,11 +121,17 @@ def keep_aside(path: Path) -> Path | None:
     path = Path(path)
     if not path.exists():
         return None
+    aside = unused(path)
+    replace(path, aside)
+    return aside
+
+
+def unused(path: Path) -> Path:
+    """旁边一个没用过的名字：x.old1.bin、x.old2.bin……"""
     number = 1
     while True:
         aside = path.with_name(f"{path.stem}.old{number}{path.suffix}")
         if not aside.exists():
-            replace(path, aside)
             return aside
         number += 1
 
@@ -109,6 +149,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """读 JSON；坏了就说明文件与位置。"""
+    must_be_plain(Path(path))
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -117,6 +158,8 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} 第 {error.lineno} 行第 {error.colno} 列不是合法的 JSON：{error.msg}"
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{path} 的 JSON 嵌套太深，不是本项目的文件。") from error
 
 
 def free_bytes(folder: Path) -> int:

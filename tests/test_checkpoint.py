@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 import zipfile
 
 import pytest
@@ -97,7 +99,7 @@ def test_failed_save_keeps_the_old_file(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
     with pytest.raises(UserError, match="腾出空间"):
-        checkpoint.save(path, state, keep_previous=True)
+        checkpoint.save(path, state, checkpoint.spare_name(path))
     assert path.read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
 
@@ -117,3 +119,92 @@ def test_tokenizer_of_another_size_is_refused(tmp_path):
     state["model_config"] = {**state["model_config"], "vocab_size": 999}
     with pytest.raises(UserError, match="分词器"):
         checkpoint.rebuild(state)
+
+
+def training_state(folder, update):
+    """一个能接着训练的检查点的内容（够 load_newest 认得）。"""
+    state = tiny_model.save(folder / "scratch.bin", seed=update)
+    (folder / "scratch.bin").unlink()
+    return {**state, "position": {"update": update}, "optimizer": {}, "chosen": {}}
+
+
+def write_three(folder, newest=1, previous=0):
+    checkpoint.save(folder / "checkpoint.prev.bin", training_state(folder, previous))
+    checkpoint.save(folder / "checkpoint.bin", training_state(folder, newest))
+    checkpoint.save(folder / "checkpoint.bin.tmp", training_state(folder, newest + 1))
+
+
+def test_whole_unfinished_save_is_the_newest(tmp_path, capsys):
+    write_three(tmp_path)
+    assert checkpoint.load_newest(str(tmp_path))["position"]["update"] == 2
+    assert "已改名" in capsys.readouterr().out and not (tmp_path / "checkpoint.bin.tmp").exists()
+    assert checkpoint.load(tmp_path / "checkpoint.prev.bin")["position"]["update"] == 1
+
+
+def test_whole_unfinished_save_does_not_push_out_the_good_spare(tmp_path):
+    write_three(tmp_path)
+    (tmp_path / "checkpoint.bin").write_bytes(b"damaged")
+    assert checkpoint.load_newest(str(tmp_path))["position"]["update"] == 2
+    assert checkpoint.load(tmp_path / "checkpoint.prev.bin")["position"]["update"] == 0
+
+
+def test_half_unfinished_save_is_removed(tmp_path):
+    write_three(tmp_path)
+    half = (tmp_path / "checkpoint.bin.tmp").read_bytes()[:-100]
+    (tmp_path / "checkpoint.bin.tmp").write_bytes(half)
+    assert checkpoint.load_newest(str(tmp_path))["position"]["update"] == 1
+    assert not (tmp_path / "checkpoint.bin.tmp").exists()
+
+
+def test_model_under_the_name_of_a_checkpoint(tmp_path):
+    """把 best_model.bin 复制成 checkpoint.bin：说清楚；有上一个就用上一个，它改名留着。"""
+    tiny_model.save(tmp_path / "checkpoint.bin")
+    with pytest.raises(UserError, match=r"best_model\.bin"):
+        checkpoint.load_newest(str(tmp_path))
+    checkpoint.save(tmp_path / "checkpoint.prev.bin", training_state(tmp_path, 3))
+    with pytest.warns(UserWarning, match=r"checkpoint\.old1\.bin"):
+        assert checkpoint.load_newest(str(tmp_path))["position"]["update"] == 3
+    assert (tmp_path / "checkpoint.old1.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "x"},
+        {"weights": None},
+        {"weights": {"embed.weight": 5}},
+        {"prompt_kinds": 5},
+        {"tokenizer": "[" * 100000},
+        {"tokenizer": "junk"},
+        {"model_config": {}},
+        {"model_config": {"vocab_size": 480, "new_key": 1}},
+        {"model_config": {"vocab_size": 480, "dim": "64"}},
+        {"model_config": {"vocab_size": 480, "n_head": 0}},
+        {"quantized": "int8"},
+    ],
+)
+def test_wrong_types_are_a_message(saved, tmp_path, change):
+    path = tmp_path / "model.bin"
+    checkpoint.save(path, {**saved[1], **change})
+    with pytest.raises(UserError):
+        checkpoint.rebuild(checkpoint.load(path))
+
+
+def test_folder_for_a_file_names_the_model_in_it(saved):
+    with pytest.raises(UserError, match=r"best_model\.bin"):
+        checkpoint.find(".", str(saved[0].parent))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows 没有命名管道文件")
+def test_only_plain_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "zero.bin").symlink_to("/dev/zero")
+    for name in ("pipe.bin", "zero.bin"):
+        with pytest.raises(UserError, match="管道或设备"):
+            checkpoint.load(tmp_path / name)
+
+
+def test_message_of_a_failed_save_is_true(saved, tmp_path):
+    with pytest.raises(UserError) as caught:
+        checkpoint.save(tmp_path / "gone" / "x.bin", saved[1])
+    assert "找不到" in str(caught.value) and "原样" not in str(caught.value)

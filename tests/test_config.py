@@ -103,3 +103,20 @@ def test_help_lists_every_constant_with_its_comment():
     for name in config.names():
         line = next(line for line in text.splitlines() if f"--{name}=" in line)
         assert any("\u4e00" <= char <= "\u9fff" for char in line), line
+
+
+def test_missing_line_is_named_with_its_default(monkeypatch, capsys):
+    monkeypatch.delattr(config, "SEED")
+    with pytest.raises(SystemExit) as caught:
+        config.load("说明", [])
+    assert caught.value.code == 2
+    assert "config.py 里缺少 SEED（默认 42）" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_defaults_told_are_the_defaults():
+    code = (
+        "import config; from support import defaults; print(config.values() == defaults.DEFAULTS)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

@@ -533,3 +533,58 @@ def test_script_without_a_model(tmp_path):
         check=False,
     )
     assert done.returncode == 1 and "train_gpt" in done.stderr and "Traceback" not in done.stderr
+
+
+def elsewhere(folder, code):
+    """在别的文件夹里运行一段程序，项目排在 sys.path 的最后。"""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r})\n{code}"],
+        capture_output=True,
+        cwd=folder,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        check=False,
+        timeout=300,
+    )
+
+
+def test_own_config_in_front_is_named(tmp_path):
+    (tmp_path / "config.py").write_text("MINE = 1\n", encoding="utf-8")
+    done = elsewhere(tmp_path, "from infere import chat\nchat('春天')")
+    assert done.returncode == 1 and f"{tmp_path / 'config.py'} 挡住了" in done.stderr
+
+
+def test_no_model_names_the_whole_folder_and_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "WORK_DIR", ".")
+    monkeypatch.setattr(infere, "_HERE", tmp_path / "project")
+    with pytest.raises(UserError, match="checkpoint=") as caught:
+        infere._poet()
+    assert str(tmp_path) in str(caught.value) and "config.WORK_DIR" in str(caught.value)
+    tiny_model.save(_made(tmp_path / "project") / "best_model.bin")
+    assert infere._poet().path == (tmp_path / "project" / "best_model.bin").resolve()
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="没有 fork")
+def test_chat_works_after_fork(folder):
+    code = f"""
+import multiprocessing, os, config
+config.WORK_DIR, config.DEVICE = {str(folder)!r}, "cpu"
+from infere import chat
+def job(seed):
+    return chat("春天", seed=seed, max_new_tokens=8)
+first = job(1)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(job, [1, 2])[0] == first)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, timeout=300
+    )
+    assert done.stdout.strip() == "True", done.stderr

@@ -48,7 +48,7 @@ def lasting(saved: dict) -> dict:
     config = saved["config"]
     if not config.get("FROM"):
         return {"FROM": ""}
-    return {name: config[name] for name in ("FROM", *SHAPE)}
+    return {name: config[name] for name in ("FROM", *SHAPE) if name in config}
 
 
 def choose(values: dict, kept: dict | None) -> Beginning:

@@ -34,7 +34,10 @@ class Corpus:
     ) -> None:
         """data：至少有一首训练诗。"""
         self.data, self.old = data, old
-        self.tokenizer = HFTokenizer.from_json(data.tokenizer_json)
+        try:
+            self.tokenizer = HFTokenizer.from_json(data.tokenizer_json)
+        except ValueError as error:
+            raise UserError(f"dataset.bin 里的分词器不能用：{error}\n{remake(settings)}") from error
         self.first, _ = data.range("train")
         self.lengths = np.asarray(data.lengths("train")) - 1  # 各文档输入的 token 数
         self.trained = np.asarray(data.trained("train"))  # 各文档要训练的 token 数
@@ -147,6 +150,10 @@ def _old_poems(data: dataset.PoemDataset, settings: Settings) -> dataset.PoemDat
         )
     mend = f"{given} 要与 dataset.bin 用同一个分词器、同样的长度来做，什么都没有改动"
     old = _usable(path / artefacts.DATASET if path.is_dir() else path, settings, mend)
-    if fingerprint(old.tokenizer_json) != fingerprint(data.tokenizer_json):
+    try:
+        same = fingerprint(old.tokenizer_json) == fingerprint(data.tokenizer_json)
+    except ValueError as error:
+        raise UserError(f"{given} 或 dataset.bin 里的分词器不能用：{error}\n{mend}") from error
+    if not same:
         raise UserError(f"{given} 与 dataset.bin 的分词器不同。\n{mend}")
     return old

@@ -9,23 +9,24 @@ import contextlib
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import checkpoint
 from support import artefacts, files, hardware
 from support.console import UserError
 from training import loggers, resume, runlog, samples, validation
+from training.ornaments import Ornaments
 from training.position import Best
 from training.reporter import Reporter
 from training.run import Run
 from training.schedule import ByUpdates
+from training.seal import Seal
 
 SLOWED = ("cuda",)  # 这些设备上验证、写诗、保存至多占 _BOUNDARY_SHARE 的时间
 _BOUNDARY_SHARE = 0.02
-_OUTPUTS = (
-    artefacts.CHECKPOINT,
-    artefacts.CHECKPOINT_PREVIOUS,
-    artefacts.BEST_MODEL,
+_MODELS = (artefacts.CHECKPOINT, artefacts.BEST_MODEL)
+_RECORDS = (
     artefacts.TRAIN_LOG,
     artefacts.LOSS_PICTURE,
     artefacts.SAMPLES,
@@ -55,8 +56,8 @@ class Keeper:
     def interrupted(self) -> None:
         """被请求停下，没做完的更新已经放弃。"""
 
-    def lost(self) -> None:
-        """与其他进程失去联系。"""
+    def rescue(self, error: BaseException) -> None:
+        """别的原因离开循环：存下能存的；error 接着往外抛。"""
 
     def close(self) -> None:
         """无论怎样结束，最后都要做的。"""
@@ -84,31 +85,36 @@ class Pace:
 
 
 class Records(Keeper):
-    """在 WORK_DIR 里留下检查点、记录、示例诗和曲线。"""
+    """在 WORK_DIR 里留下检查点、记录、示例诗和曲线；检查点以外的写不成，只说一声。"""
 
     def __init__(self, run: Run, schedule: ByUpdates) -> None:
         super().__init__(run)
         self.schedule = schedule
         self.reporter = Reporter(run)
         self._log: Any = None
+        self._tried = run.position.update  # 最后一次试着保存是在第几次更新
+        self._old = () if run.resumed else _MODELS  # 以前的训练留下的，写出新的时才改名
+        self._ornaments = Ornaments(run.folder, run.voice.say)
+        self._seal = Seal(run.corpus.data)
         self._pace = Pace(_BOUNDARY_SHARE)
         self._owed = set()  # 到了次数、推迟着的事
         self._loggers = loggers.Loggers(run.voice.say)
 
     def open(self) -> None:
-        """新的训练把旧产物改名留着；续训把记录裁到检查点的位置。"""
+        """新的训练把旧的记录改名留着；续训把记录裁到检查点的位置。"""
         run = self.run
         if not run.ranks.is_main:
             return
-        for name in () if run.resumed else _OUTPUTS:
-            aside = files.keep_aside(run.folder / name)
-            if aside is not None:
-                print(f"已有的 {name} 改名为 {aside.name}")
+        ornaments = self._ornaments
+        for name in () if run.resumed else _RECORDS:
+            ornaments.put_aside(name)
         done = run.position.logged
-        runlog.trim_samples(run.folder / artefacts.SAMPLES, run.settings.iteration(done))
-        old_poems = run.corpus.old is not None
-        self._log = runlog.TrainLog(run.folder / artefacts.TRAIN_LOG, done, old_poems)
-        self._open_loggers(run.settings.iteration(done))
+        iteration, old_poems = run.settings.iteration(done), run.corpus.old is not None
+        ornaments.reopen(artefacts.SAMPLES, lambda path: runlog.trim_samples(path, iteration))
+        self._log = ornaments.reopen(
+            artefacts.TRAIN_LOG, lambda path: runlog.TrainLog(path, done, old_poems)
+        )
+        ornaments.attempt(artefacts.LOGS, self._open_loggers, iteration)
 
     def _open_loggers(self, done: int) -> None:
         names = loggers.names_in(self.run.settings.logger)
@@ -123,25 +129,27 @@ class Records(Keeper):
             self.run.position.old_before = validation.of_old_poems(self.run)
         if self.run.ranks.is_main:
             info = self.reporter.announce()
-            runlog.write_info(self.run.folder / artefacts.RUN_INFO, info)
+            path = self.run.folder / artefacts.RUN_INFO
+            self._ornaments.attempt(artefacts.RUN_INFO, runlog.write_info, path, info)
         self.reporter.start()
         if self.run.position.pending:
             self._at_boundary(self.run.position.pending)
 
     def reached(self, row: dict) -> None:
+        self._seal.check()
         self._at_boundary(row)
         self.reporter.foretell()
 
     def _at_boundary(self, row: dict) -> None:
-        due = self._due_now()
+        due, attempt = self._due_now(), self._ornaments.attempt
         with self._pace.working() if due else contextlib.nullcontext():
             if "eval" in due:
                 row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
             if "sample" in due:
-                self._write_sample(row["iter"])
+                attempt(artefacts.SAMPLES, self._write_sample, row["iter"])
             self.run.position.pending = None
             if self._log is not None:
-                self._log.add(row)
+                attempt(artefacts.TRAIN_LOG, self._log.add, row)
             self._loggers.scalars(row["iter"], loggers.numbers(row))
             if "save" in due:
                 self._save()
@@ -197,25 +205,49 @@ class Records(Keeper):
 
     def _write(self, name: str, full: bool, final: bool = False) -> bool:
         """写一个检查点文件；训练途中写不下时只警告并返回 False。只有写文件的进程真的写。"""
-        if not self.run.ranks.is_main:
+        run = self.run
+        if not run.ranks.is_main:
             return True
-        state = resume.state_of(self.run, full)
+        self._seal.check(wait=True)
+        state = resume.state_of(run, full)
         try:
-            checkpoint.save(self.run.folder / name, state, keep_previous=full)
+            if not run.folder.is_dir():
+                run.voice.say(f"警告：WORK_DIR={run.folder} 不见了（被移走或删除），重新建一个。")
+            path = files.work_path(str(run.folder), name)
+            spare = self._spare(path, full)
+            checkpoint.save(path, state, spare)
         except UserError as error:
             if final:
                 raise
-            self.run.voice.say(f"警告：{error}\n训练继续，下一次保存时再试。")
+            run.voice.say(f"警告：{error}\n训练继续，下一次保存时再试。")
             return False
+        if name in self._old:
+            self._replaced(name, spare)
         return True
+
+    def _spare(self, path: Path, full: bool) -> Path | None:
+        """写好新的 path 以后，原来的那个改成什么名字；None 就是不留。"""
+        if path.name in self._old and path.exists():
+            return files.unused(path)
+        return checkpoint.spare_name(path) if full else None
+
+    def _replaced(self, name: str, aside: Path | None) -> None:
+        """以前的训练留下的 name 刚换成了这次的。"""
+        self._old = tuple(other for other in self._old if other != name)
+        if aside is not None:
+            self.run.voice.say(f"已有的 {name} 改名为 {aside.name}")
+        if name == artefacts.CHECKPOINT:
+            self._ornaments.put_aside(artefacts.CHECKPOINT_PREVIOUS)
 
     def _save(self, final: bool = False) -> None:
         """保存检查点，重画曲线。"""
         folder = self.run.folder
         if not self.run.ranks.is_main:
             return
+        self._tried = self.run.position.update
         if self._write(artefacts.CHECKPOINT, full=True, final=final):
-            runlog.draw(folder / artefacts.TRAIN_LOG, folder / artefacts.LOSS_PICTURE)
+            paths = (folder / artefacts.TRAIN_LOG, folder / artefacts.LOSS_PICTURE)
+            self._ornaments.attempt(artefacts.LOSS_PICTURE, runlog.draw, *paths)
 
     def finish(self) -> None:
         """无论多短，都有验证、示例诗、checkpoint.bin 与 best_model.bin。"""
@@ -233,12 +265,26 @@ class Records(Keeper):
         self._save(final=True)
         self.reporter.interrupted()
 
-    def lost(self) -> None:
-        """最后一次完整的更新，自动重启就从这里接着。"""
-        self._save(final=True)
+    def rescue(self, error: BaseException) -> None:
+        """最后一次完整的更新；非有限的几次之后不存，从更早的检查点换个学习率才有用。
+
+        数据坏了是真正的原因，就改说这个。
+        """
+        run, here = self.run, self.run.position
+        if run.ranks.is_main and isinstance(error, Exception):
+            self._seal.check(wait=True)
+        if not run.whole or here.bad or here.update == self._tried or not run.ranks.is_main:
+            return
+        try:
+            self._save(final=True)
+        except Exception as trouble:
+            run.voice.say(f"最后的更新也没能存下：{trouble}")
+        else:
+            run.voice.say(
+                f"第 {here.update} 次更新以前的都已存进 {artefacts.CHECKPOINT}，"
+                "重新运行同一条命令就接着训练。"
+            )
 
     def close(self) -> None:
         super().close()
         self._loggers.close()
-        if self._log is not None:
-            self._log.close()

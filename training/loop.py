@@ -8,12 +8,14 @@ CUDA 上的路径与 CPU 是同一份代码，但没有在显卡上跑过。
 
 from __future__ import annotations
 
+import contextlib
 import time
 
+from support import lock
 from support.console import UserError
 from training import launch, prepare, runlog
 from training.batching import Prefetcher
-from training.distributed import LostPeer
+from training.distributed import Ranks
 from training.keeper import Keeper, Records
 from training.run import Run
 from training.schedule import ByUpdates, Schedule
@@ -23,7 +25,9 @@ from training.stop import Interrupted
 def train(values: dict) -> dict:
     """按 config.values() 训练（或续训）到头，返回 Run.result()。"""
     ranks = launch.start(values["RESUME"], values["DIST_TIMEOUT"])
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(ranks.close)
+        ranks.together(lambda: _own(values["WORK_DIR"], ranks, held))
         run = prepare.open_run(values, ranks)
         schedule = ByUpdates(run.settings)
         records = Records(run, schedule)
@@ -31,8 +35,12 @@ def train(values: dict) -> dict:
             records.reporter.already_done()
             return run.result()
         return fit(run, schedule, records)
-    finally:
-        ranks.close()
+
+
+def _own(work_dir: str, ranks: Ranks, held: contextlib.ExitStack) -> None:
+    """0 号进程拿着 WORK_DIR 的锁，直到训练结束。"""
+    if ranks.rank == 0:
+        held.enter_context(lock.writing(work_dir))
 
 
 def exit_code(result: dict) -> int:
@@ -53,8 +61,8 @@ def fit(run: Run, schedule: Schedule, keeper: Keeper) -> dict:
             keeper.interrupted()
             run.ranks.wait_for_main()
             return run.result(stopped.number)
-        except LostPeer:
-            keeper.lost()
+        except BaseException as error:  # 也包括失去联系、内存不足、第二次 Ctrl-C、程序的错
+            keeper.rescue(error)
             raise
         finally:
             keeper.close()
@@ -78,6 +86,7 @@ def one_update(run: Run, schedule: Schedule, feed: Prefetcher) -> dict:
     batches = [(number, feed.get(number)) for number in run.share(here.update)]
     loss = run.gradients.compute(batches, size.trained, run.stepper.scale.value, run.stop)
     lr_scale = schedule.scale(here)
+    run.whole = False
     norm, finite = run.stepper.step(loss, lr_scale)
     run.gradients.clear()
     seconds = time.perf_counter() - began
@@ -85,6 +94,7 @@ def one_update(run: Run, schedule: Schedule, feed: Prefetcher) -> dict:
     here.pending = runlog.row(
         runlog.Step(run.settings, here, loss, norm, lr_scale, size.tokens, seconds)
     )
+    run.whole = True
     if not finite:
         complain(run)
     return here.pending

@@ -235,10 +235,19 @@ def _training_bytes(update: Update) -> int:
     kept = c.n_block * (tokens * c.dim * 4 if update.grad_checkpoint else block)
     ends = 4 * (5 * tokens * c.dim + 2 * update.trained * c.dim + table)  # 词嵌入、末归一化、输出层
     casts = 2 * (_matrices(c) + table) if half else 0  # 半精度的权重副本
-    loss = update.chunk * c.vocab_size * 16  # logits 与 exp 的几份副本，含上一块还没放手的
+    loss = update.chunk * c.vocab_size * _bytes_per_logit(update)
     gates = 4 * tokens * 2 * c.ff  # gate|up 的梯度
     backward = 4 * table + (block if update.grad_checkpoint else gates)
     return kept + ends + casts + max(loss, backward)
+
+
+def _bytes_per_logit(update: Update) -> int:
+    """交叉熵一块里每个 logit 占的字节：logits 与 exp 的几份副本，含上一块还没放手的。
+
+    显卡上半精度时 softmax 直接读写半精度，没有 fp32 的副本。
+    """
+    fused = update.device == "cuda" and update.dtype != "fp32"
+    return 4 if fused else 16
 
 
 def _block_bytes_per_token(update: Update) -> int:

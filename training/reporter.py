@@ -55,6 +55,12 @@ class Reporter:
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
             f"预计峰值内存：{memory.pretty(memory_bytes)}（不含 CUDA 上下文与碎片）",
         ]
+        longest = corpus.data.header["max_seq_len"]
+        if longest < s.max_seq_len:
+            lines.append(
+                f"提醒：dataset.bin 是按 MAX_SEQ_LEN={longest} 做的，"
+                f"模型的位置 {longest} 到 {s.max_seq_len} 不会训练到；要用满请重做数据集。"
+            )
         if machine.warning:
             lines.append(f"注意：{machine.warning}")
         if run.warm_seconds:

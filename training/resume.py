@@ -54,13 +54,20 @@ def state_of(run: Run, full: bool = True) -> dict:
 def restore(run: Run, saved: dict) -> None:
     """把 state_of 的内容装进刚造好的 run。"""
     checkpoint.load_weights(run.model, saved["weights"])
-    run.stepper.optimizers.load_state_dict(saved["optimizer"])
-    run.stepper.scale.load_state_dict(saved["scaler"])
-    run.position = Position.from_dict(saved)
-    if saved["chosen"]["DEVICE"] == run.machine.device.type:  # 别的设备分几份由它自己定
-        run.gradients.split = max(run.gradients.split, saved.get("split", 1))
-    moved = _moved(run, saved["chosen"])
-    run.resumed, run.taken_over = True, [*changes(saved["config"], run.values), *moved]
+    chosen = saved["chosen"]
+    try:
+        run.stepper.optimizers.load_state_dict(saved["optimizer"])
+        run.stepper.scale.load_state_dict(saved["scaler"])
+        run.position = Position.from_dict(saved)
+        if chosen.get("DEVICE") == run.machine.device.type:  # 别的设备分几份由它自己定
+            run.gradients.split = max(run.gradients.split, saved.get("split", 1))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"检查点里训练的状态与这份代码对不上（{error!r}）；文件没有动。\n"
+            "请换回写它的那份代码，或加 --RESUME=off 从头开始（旧产物会改名留着）"
+        ) from error
+    run.resumed = True
+    run.taken_over = [*changes(saved["config"], run.values), *_moved(run, chosen)]
 
 
 def find(values: dict) -> dict | None:
@@ -107,8 +114,8 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
     mine = None
     if saved is not None:
         mine = {
-            "update": saved["position"].get("update", 0),  # 导入的模型没有；随后会被拒绝
-            "chosen": saved.get("chosen", {}),
+            "update": saved["position"].get("update", 0),
+            "chosen": saved["chosen"],
             "kept": beginning.lasting(saved),
         }
     everyone = ranks.all_gather(mine)
@@ -126,11 +133,11 @@ def reuse_choices(values: dict, chosen: dict) -> Settings:
     设备和编译每次都重新选：现在有了显卡就用显卡，没有了编译器就不编译；都不改变模型。
     """
     values = dict(values)
-    kind = values["DEVICE"]
+    kind, dtype = values["DEVICE"], chosen.get("DTYPE")
     if kind == "auto":
         kind = hardware.pick_device("auto").type
-    if values["DTYPE"] == "auto" and kind == chosen["DEVICE"] and _has(kind, chosen["DTYPE"]):
-        values["DTYPE"] = chosen["DTYPE"]
+    if values["DTYPE"] == "auto" and dtype and kind == chosen.get("DEVICE") and _has(kind, dtype):
+        values["DTYPE"] = dtype
     return Settings.pick(values)
 
 
@@ -148,7 +155,7 @@ def _moved(run: Run, chosen: dict) -> list:
     return [
         f"{name}：{chosen[name]} → {now[name]}（auto）"
         for name in ("DEVICE", "DTYPE")
-        if run.values[name] == "auto" and chosen[name] != now[name]
+        if run.values[name] == "auto" and chosen.get(name, now[name]) != now[name]
     ]
 
 

@@ -33,6 +33,7 @@ class Run:
     gradients: Gradients
     stepper: Stepper
     position: Position = field(default_factory=Position)
+    whole: bool = True  # 权重与 position 对得上；优化器走到一半时不是
     remarks: list = field(default_factory=list)  # 起点是什么，给人看的
     resumed: bool = False
     taken_over: list = field(default_factory=list)  # 续训时与检查点不同的配置，给人看的

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -49,27 +52,43 @@ def row(step: Step) -> dict:
 
 
 class TrainLog:
-    """train_log.csv：每次更新一行，写完即落到操作系统。"""
+    """train_log.csv：每次更新一行，写完即落到操作系统；写不下的留着，下次一起写。"""
 
     def __init__(self, path: Path, last_update: int, old_poems: bool = False) -> None:
-        """打开（没有就建）并裁掉 last_update 之后的行；old_poems：多一列 OLD_BPC，已有的也留着。"""
+        """打开（没有就建）并裁掉 last_update 之后的行；原来的损坏了就抛 ValueError。
+
+        old_poems：多一列 OLD_BPC，已有的也留着。
+        """
         self.path = Path(path)
-        rows = [row for row in read(path) if int(row["update"]) <= last_update]
+        self._waiting = []
+        rows = [row for row in read(path) if _update(row) <= last_update]
         old_poems = old_poems or any(OLD_BPC in row for row in rows)
-        columns = (*COLUMNS, OLD_BPC) if old_poems else COLUMNS
+        self._columns = (*COLUMNS, OLD_BPC) if old_poems else COLUMNS
         with files.atomic_write(self.path) as file:
-            writer = _writer(file, columns)
+            writer = _writer(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        self._file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115
-        self._writer = _writer(self._file, columns)
 
     def add(self, row: dict) -> None:
-        self._writer.writerow(row)
-        self._file.flush()
+        """添一行；写不下时抛 OSError，文件里不留半行。"""
+        self._waiting.append(row)
+        text = io.StringIO()
+        _writer(text, self._columns).writerows(self._waiting)
+        content = text.getvalue().encode("utf-8")
+        with open(self.path, "ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(content) < len(content):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._waiting.clear()
 
-    def close(self) -> None:
-        self._file.close()
+
+def _update(row: dict) -> int:
+    """一行的更新编号；这一行不是本程序写的样子时抛 ValueError。"""
+    if None in row:
+        raise ValueError("有一行的列太多")
+    int(row["iter"]), float(row["loss"])
+    return int(row["update"])
 
 
 def _writer(file: Any, columns: tuple) -> csv.DictWriter:
@@ -77,15 +96,21 @@ def _writer(file: Any, columns: tuple) -> csv.DictWriter:
 
 
 def read(path: Path) -> list:
-    """train_log.csv 的完整行；没有文件时为空，写了一半的末行不算，那时还没有的列是空的。"""
+    """train_log.csv 的完整行；没有文件时为空，写了一半的末行不算，那时还没有的列是空的。
+
+    不是 CSV、不是 UTF-8 时抛 ValueError。
+    """
     path = Path(path)
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
         text = file.read()
     whole = text[: text.rfind("\n") + 1].splitlines()
-    rows = csv.DictReader(whole)
     empty = dict.fromkeys(COLUMNS, "")
+    try:
+        rows = list(csv.DictReader(whole))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
     return [{**empty, **found} for found in rows if None not in found.values()]
 
 
@@ -99,7 +124,7 @@ def add_sample(path: Path, iteration: int, prompt: str, poem: str) -> None:
 
 
 def trim_samples(path: Path, last_iteration: int) -> None:
-    """裁掉 last_iteration 之后的示例诗。"""
+    """裁掉 last_iteration 之后的示例诗；损坏了就抛 ValueError。"""
     path = Path(path)
     if not path.exists():
         return
@@ -140,10 +165,9 @@ def draw(log_path: Path, picture_path: Path) -> bool:
     lower.set_ylabel(text("学习率", "learning rate"))
     lower.set_xlabel(text("迭代", "iteration"))
     lower.grid(alpha=0.25)
-    temporary = Path(picture_path).with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with files.atomic_write(picture_path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
-    files.replace(temporary, Path(picture_path))
     return True
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import checkpoint
-from gpt import GPTConfig
 from kernels import int8
 from support import artefacts, files
 from support.console import UserError
@@ -53,7 +52,7 @@ def _open(path: Path) -> checkpoint.Model:
     try:
         if model.pop("quantized", None):
             model["weights"] = int8.restore_weights(model["weights"])
-        shape = GPTConfig(**model["model_config"])
+        shape = checkpoint.shape_of(model)
         expected = {weight.name: tuple(weight.shape) for weight in shape.weights()}
         found = {name: tuple(value.shape) for name, value in model["weights"].items()}
         words = checkpoint.tokenizer_of(model).vocab_size

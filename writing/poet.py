@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
@@ -20,6 +21,7 @@ from writing.session import Row, Session
 from writing.vocabulary import Vocabulary
 
 _loaded = {}
+_home = {}  # 第一次载入模型的进程
 _load_lock = threading.Lock()
 
 
@@ -67,6 +69,10 @@ class Poet:
         几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
         半精度省不了多少；明说了 fp16、bf16 就用它。
         """
+        if _home.setdefault("pid", os.getpid()) != os.getpid():
+            torch.set_num_threads(
+                1
+            )  # fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去
         path = Path(checkpoint.find(work_dir, given)).resolve()
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)

@@ -56,3 +56,26 @@ def test_damage_is_named(tmp_path):
             container.load(tmp_path / "b", KIND)
     (tmp_path / "b").write_bytes(good[:-800] + b"\x07" + good[-799:])
     assert container.load(tmp_path / "b", KIND).verify() == ["data"]
+
+
+@pytest.mark.parametrize("change", [{"offset": -64}, {"length": -1}, {"length": 1 << 40}])
+def test_arrays_outside_the_file_are_refused(tmp_path, change, monkeypatch):
+    write(tmp_path / "a", data=np.arange(100))
+    real = container.json.loads
+
+    def loads(text):
+        header = real(text)
+        header["arrays"]["data"].update(change)
+        monkeypatch.setattr(container, "_fingerprint", lambda _: header["fingerprint"])
+        return header
+
+    monkeypatch.setattr(container.json, "loads", loads)
+    with pytest.raises(container.Damaged, match="头部已损坏"):
+        container.load(tmp_path / "a", KIND)
+
+
+def test_deep_header_is_damaged(tmp_path):
+    good = write(tmp_path / "a", data=np.arange(4)).read_bytes()
+    (tmp_path / "b").write_bytes(good[:12] + struct.pack("<I", 200000) + b"[" * 200000)
+    with pytest.raises(container.Damaged, match="头部已损坏"):
+        container.load(tmp_path / "b", KIND)
