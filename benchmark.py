@@ -4,6 +4,7 @@ train     训练速度：每秒有用 token、MFU、峰值内存；不写任何�
 learn     从零训练 --SECONDS=600 秒，写 best_model.bin，报告验证集的每字比特
 generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
           就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
+pairs     盲评的卷子：40 个题目，README 的抽样与 auto 各写一首，打乱；答案另存
 data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB（在临时目录里）
 """
 
@@ -419,6 +420,13 @@ def _size(path: Path) -> int:
     return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
 
 
+def pairs() -> dict:
+    """盲评的卷子：验证诗的题目，README 的抽样对 auto，各写一首，打乱成对。"""
+    import evaluate
+
+    return evaluate.write_pairs()
+
+
 # ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
 
 COMMANDS = {
@@ -426,6 +434,7 @@ COMMANDS = {
     "learn": learn,
     "generate": generate,
     "data": data,
+    "pairs": pairs,
 }
 
 

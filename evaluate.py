@@ -1,18 +1,21 @@
 """评测：python evaluate.py [--CHECKPOINT=a.bin[,b.bin]] [--DATA=poems.json]
 
 先给表格，最后一行是一个 JSON 对象。bits_per_char：只给题目时，正文与结束符的 −log2 p 之和 ÷ 字数
-（换行也算字；整首放不进上下文的跳过）。再用验证诗的题目写诗，看重复、收尾、行长与抄袭。
-默认用 dataset.bin 的验证集；DATA 文件原样使用，不清洗。两个检查点用逗号隔开，并排比较。
+（换行也算字；整首放不进上下文的跳过）。再用验证诗的题目写 --SAMPLES 首，量它们的样子、雷同、切题、
+通顺与抄袭，各带 95 % 区间，旁边是人写的那几首。默认用 dataset.bin 的验证集；DATA 文件原样使用，
+不清洗。两个检查点用逗号隔开，并排比较；--SWEEP="temperature=0.7,1;sampler=readme,auto"
+比较几套抽样。有两列以上时另画一张 evaluate.png。
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import warnings
-from collections import Counter
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +24,19 @@ import checkpoint
 import config
 import dataset
 from gpt import GPT
-from poems import chat_format, collection, wording
+from poems import chat_format, collection, options
 from support import artefacts, console, files, hardware
 from support.console import UserError
 from tokenizer import HFTokenizer
 from training import validation
-from writing import originality
-from writing.originality import CopyIndex
+from writing import appraisal, measures, originality, pairs
+from writing.appraisal import Column, Yardstick
+from writing.fluency import Judge
 from writing.poet import Poet
 
-SAMPLES = 32  # 写几首来看
 ROWS = 8  # 同时写几首
-COPY_CHARS = 12  # 相同片段达到这么多字，算这首诗有抄
+TITLED = 128  # 量切题用几首
+TITLED_CHARS = 64  # 各看开头多少字
 
 
 # ── 验证诗 ────────────────────────────────────────────────────────────
@@ -104,130 +108,180 @@ def score(
     }
 
 
+def title_scorer(
+    model: GPT, tok: HFTokenizer, device: torch.device, dtype: torch.dtype
+) -> Callable:
+    """measures.title_ranks 用的 score：给了题目，正文开头 TITLED_CHARS 字的 ln p。"""
+    chat, limit = chat_format.ChatFormat(tok), model.config.max_seq_len
+
+    def score_all(titles: list, texts: list) -> list:
+        questions = tok.encode_batch([chat_format.question_text(title) for title in titles])
+        answers = tok.encode_batch([text[:TITLED_CHARS] for text in texts])
+        documents = []
+        for question, answer in zip(questions, answers):
+            ids, mask = chat.document(question, answer)
+            cut = min(len(ids) - 1, limit)  # 不算结束符
+            documents.append((np.asarray(ids[:cut]), np.asarray(mask[:cut])))
+        budget = max(4096, limit)
+        nats = validation.document_nats(model, documents, budget=budget, device=device, dtype=dtype)
+        return (-nats).tolist()
+
+    return score_all
+
+
 # ── 写出来的诗 ────────────────────────────────────────────────────────
 
 
-def write_poems(poet: Poet, titles: list, seed: int, **options: object) -> tuple:
-    """每个题目写一首：(文字的列表, 自己收尾的首数)；太长的题目跳过。"""
-    wanted = []
+class Sample(NamedTuple):
+    """写出来的一组诗。"""
+
+    titles: list
+    texts: list
+    ended: list  # 是不是自己收的尾
+
+
+def write_poems(poet: Poet, titles: list, seed: int, given: dict) -> Sample:
+    """每个题目写一首；太长的题目跳过。"""
+    kept, wanted = [], []
     for number, title in enumerate(titles, seed):
         with contextlib.suppress(UserError):
-            wanted.append(poet.request(title, seed=number, **options))
+            wanted.append(poet.request(title, **{**given, "seed": number}))
+            kept.append(title)
     written = poet.write_all(wanted, ROWS)
-    ended = sum(each.finish_reason == "stop" for each in written)
-    return [each.text for each in written], ended
+    ended = [each.finish_reason == "stop" for each in written]
+    return Sample(kept, [each.text for each in written], ended)
 
 
-def shape_of(texts: list) -> dict:
-    """一组诗的样子：distinct-1/2、重复行、行数、行长（字）。"""
-    lines = [wording.verse_lines(text) for text in texts]
-    count = sum(map(len, lines))
-    repeated = sum(len(part) - len(set(part)) for part in lines)
-    lengths = [len(line) for part in lines for line in part]
-    return {
-        "distinct_1": _distinct(texts, 1),
-        "distinct_2": _distinct(texts, 2),
-        "repeated_lines": repeated / count if count else 0.0,
-        "lines": count / len(texts) if texts else 0.0,
-        "line_chars": sum(lengths) / count if count else 0.0,
-        "line_chars_sd": _deviation(lengths),
-    }
+def chosen_poems(poems: list, count: int) -> list:
+    """均匀取 count 首有题目的诗，用它们的题目来写。"""
+    fitting = [poem for poem in poems if poem["title"].strip()]
+    places = np.linspace(0, len(fitting), min(count, len(fitting)), endpoint=False)
+    return [fitting[int(place)] for place in places]
 
 
-def _distinct(texts: list, size: int) -> float:
-    """不同的字（或相邻字对）占全部的比例，逐首平均。"""
-    shares = []
-    for text in texts:
-        plain = "".join(text.split())
-        grams = Counter(plain[i : i + size] for i in range(len(plain) - size + 1))
-        if grams:
-            shares.append(len(grams) / sum(grams.values()))
-    return sum(shares) / len(shares) if shares else 0.0
+def settings(sweep: str) -> list:
+    """--SWEEP 的写法 → [(名字, 抽样选项)]，各项取值的全部组合；空着就是现在的一套。"""
+    names, values = [], []
+    for part in filter(None, map(str.strip, sweep.split(";"))):
+        name, equals, text = (word.strip() for word in part.partition("="))
+        if not equals or not text:
+            raise UserError(f"SWEEP 里的 {part!r} 应当写成 名字=值,值")
+        names.append(name)
+        values.append([_swept(name, word.strip()) for word in text.split(",")])
+    found = []
+    for combination in itertools.product(*values):
+        given = dict(zip(names, combination))
+        label = " ".join(f"{name}={value}" for name, value in given.items())
+        usual = config.sampling(given.pop("sampler", ""))
+        found.append((label, {**options.merge(usual, given), "context": "stop"}))
+    return found
 
 
-def _deviation(values: list) -> float:
-    if not values:
-        return 0.0
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-
-
-def copies_of(texts: list, index: CopyIndex | None) -> dict:
-    """有抄的诗所占的份额、最长相同片段的平均与最大字数；没有索引时都是 None。"""
-    if index is None or not texts:
-        return dict.fromkeys(("copied_share", "longest_copy_mean", "longest_copy"))
-    lengths = [index.longest_copy(text).length for text in texts]
-    return {
-        "copied_share": sum(length >= COPY_CHARS for length in lengths) / len(lengths),
-        "longest_copy_mean": sum(lengths) / len(lengths),
-        "longest_copy": max(lengths),
-    }
-
-
-def copy_index(work_dir: str) -> CopyIndex | None:
-    """查抄索引；没有 dataset.bin 时为 None。"""
-    if not (Path(work_dir) / artefacts.DATASET).is_file():
-        return None
-    return originality.load(work_dir)
+def _swept(name: str, word: str) -> object:
+    if name == "sampler":
+        if word not in ("auto", "readme"):
+            raise UserError(f"SWEEP 里的 sampler={word!r} 应当是 auto 或 readme")
+        return word
+    options.check_names({name: word})
+    kind = options.BY_NAME[name].kind
+    if kind is bool:
+        return options.check(name, {"true": True, "false": False}.get(word.lower(), word))
+    try:
+        return options.check(name, kind(word))
+    except ValueError:
+        raise UserError(f"SWEEP 里的 {name}={word!r} 应当是数") from None
 
 
 # ── 汇总 ──────────────────────────────────────────────────────────────
 
 
-def evaluate(
-    path: Path,
-    poems: list,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    index: CopyIndex | None,
-    seed: int,
-    options: dict,
-) -> dict:
-    """一个检查点的全部指标。"""
+def yardstick(work_dir: str, poems: list) -> Yardstick:
+    """量诗的尺子；没有 dataset.bin 时不查抄，也没有裁判。"""
+    human = list(filter(None, map(chat_format.body, poems)))
+    if not (Path(work_dir) / artefacts.DATASET).is_file():
+        return Yardstick(human)
+    index = originality.load(work_dir)
+    return Yardstick(human, index, Judge(np.asarray(index.units)))
+
+
+def title_fit(titles: list, texts: list, scorer: Callable, seed: int) -> measures.Figure | None:
+    """切题：自己的题目在 16 个里的平均倒数名次；题目太少时为 None。"""
+    pairs = [(title, text) for title, text in zip(titles, texts) if text][:TITLED]
+    if len(set(titles)) < measures.AMONG:
+        return None
+    ranks = measures.title_ranks(*map(list, zip(*pairs)), score=scorer, seed=seed)
+    return measures.mean_reciprocal(ranks, seed)
+
+
+class Task(NamedTuple):
+    """一次评测里各个检查点共用的。"""
+
+    poems: list
+    chosen: list  # 用它们的题目来写
+    yard: Yardstick
+    settings: list
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def evaluate(path: Path, task: Task) -> tuple:
+    """一个检查点：[每套抽样一个 Column] 和它眼里人写的诗有多切题。"""
     state = checkpoint.load(path)
-    model, tok = checkpoint.rebuild(state, device)
-    result = {"checkpoint": str(path), **score(model, tok, poems, device, dtype)}
+    model, tok = checkpoint.rebuild(state, task.device)
+    common = {"checkpoint": str(path), **score(model, tok, task.poems, task.device, task.dtype)}
     poet = Poet(model, tok, state["prompt_kinds"], path)
-    every = max(1, len(poems) // SAMPLES)
-    titles = [poem["title"] for poem in poems[::every] if poem["title"].strip()][:SAMPLES]
-    texts, ended = write_poems(poet, titles, seed, **options)
-    result.update(written=len(texts), ended_share=ended / max(1, len(texts)))
-    return {**result, **shape_of(texts), **copies_of(texts, index)}
+    scorer = title_scorer(model, tok, task.device, task.dtype)
+    columns = []
+    for label, given in task.settings:
+        sample = write_poems(poet, [poem["title"] for poem in task.chosen], task.seed, given)
+        numbers = {
+            **common,
+            "sampling": given,
+            "written": len(sample.texts),
+            "ended_share": measures.ratio(sample.ended, seed=task.seed),
+            **appraisal.appraise(sample.texts, task.yard, task.seed),
+            "title_mrr": title_fit(sample.titles, sample.texts, scorer, task.seed),
+        }
+        columns.append(Column(" ".join(filter(None, (path.name, label))), numbers))
+    titles = [poem["title"] for poem in task.chosen]
+    bodies = list(map(chat_format.body, task.chosen))
+    return columns, title_fit(titles, bodies, scorer, task.seed)
 
 
-_ROWS = (
-    ("bits_per_char", "比特每字", "{:.4f}"),
-    ("perplexity", "困惑度（每 token）", "{:.2f}"),
-    ("poems", "评了几首", "{}"),
-    ("skipped", "太长跳过", "{}"),
-    ("written", "写了几首", "{}"),
-    ("ended_share", "自己收尾", "{:.0%}"),
-    ("distinct_1", "distinct-1", "{:.3f}"),
-    ("distinct_2", "distinct-2", "{:.3f}"),
-    ("repeated_lines", "重复行", "{:.1%}"),
-    ("lines", "每首行数", "{:.1f}"),
-    ("line_chars", "每行字数", "{:.1f}"),
-    ("line_chars_sd", "每行字数的标准差", "{:.1f}"),
-    ("copied_share", f"有 {COPY_CHARS} 字以上与训练诗相同", "{:.0%}"),
-    ("longest_copy_mean", "最长相同片段的平均字数", "{:.1f}"),
-    ("longest_copy", "最长相同片段", "{}"),
-)
+def human_column(task: Task, fit: measures.Figure | None) -> Column:
+    """人写的那几首。"""
+    bodies = list(map(chat_format.body, task.chosen))
+    numbers = appraisal.appraise(bodies, task.yard, task.seed)
+    ended = measures.ratio([True] * len(bodies))
+    return Column("验证诗", {**numbers, "ended_share": ended, "title_mrr": fit})
 
 
-def table(results: list, real: dict) -> str:
-    """并排的表：每个检查点一列，最后一列是验证诗本身。"""
-    heads = ["", *(Path(result["checkpoint"]).name for result in results), "验证诗"]
-    rows = [heads]
-    for key, name, form in _ROWS:
-        cells = [_cell(result.get(key), form) for result in (*results, real)]
-        rows.append([name, *cells])
-    widths = [max(map(console.width, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(map(console.pad, row, widths)).rstrip() for row in rows)
+def write_pairs() -> dict:
+    """盲评的卷子与答案（benchmark.py pairs）：README 的抽样对 auto，同样的题目与种子。"""
+    poems, source = load_poems(config.WORK_DIR, config.DATA)
+    titles = [poem["title"] for poem in chosen_poems(poems, pairs.COUNT)]
+    poet = Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE, config.DTYPE)
+    names = artefacts.PAIRS, artefacts.PAIRS_KEY
+    paths = tuple(files.work_path(config.WORK_DIR, name) for name in names)
+    ways = {name: {**config.sampling(name), "context": "stop"} for name in ("readme", "auto")}
+    count = pairs.write(poet, titles, ways, config.SEED, paths)
+    print(f"卷子 {paths[0]}，答案 {paths[1]}")
+    return {"pairs": count, "model": str(poet.path), "data": source}
 
 
-def _cell(value: float | None, form: str) -> str:
-    return "—" if value is None else form.format(value)
+def report(columns: list, human: Column, work_dir: str, source: str) -> None:
+    """表、图，最后一行 JSON。"""
+    print(appraisal.table([*columns, human]))
+    if len(columns) > 1:
+        path = files.work_path(work_dir, artefacts.EVALUATE_PICTURE)
+        if appraisal.draw([*columns, human], path):
+            print(f"图：{path}")
+    first, *others = map(appraisal.record, columns)
+    summary = {**first, "data": source, "validation": appraisal.record(human)}
+    if others:
+        summary.update(compared=others[0], columns=[first, *others])
+    print(json.dumps(summary, ensure_ascii=False))
 
 
 def main() -> None:
@@ -236,32 +290,18 @@ def main() -> None:
     names = [name.strip() for name in config.CHECKPOINT.split(",") if name.strip()] or [""]
     if len(names) > 2:
         raise UserError(f"CHECKPOINT 里有 {len(names)} 个文件；一次最多比较 2 个")
-    paths = [checkpoint.find(config.WORK_DIR, name) for name in names]
+    wanted = settings(config.SWEEP)
+    paths = [Path(checkpoint.find(config.WORK_DIR, name)) for name in names]
     device = hardware.pick_device(config.DEVICE)
     dtype = hardware.pick_dtype("fp32" if config.DTYPE == "auto" else config.DTYPE, device)
     poems, source = load_poems(config.WORK_DIR, config.DATA)
     print(f"用 {source}：{len(poems)} 首")
-    options = {**config.sampling(), "context": "stop"}
     warnings.simplefilter("ignore", UserWarning)
-    index = copy_index(config.WORK_DIR)
-    results = [
-        evaluate(
-            path,
-            poems,
-            device=device,
-            dtype=dtype,
-            index=index,
-            seed=config.SEED,
-            options=options,
-        )
-        for path in paths
-    ]
-    real = shape_of([chat_format.body(poem) for poem in poems])
-    print(table(results, real))
-    summary = {**results[0], "data": source, "validation": real}
-    if len(results) > 1:
-        summary["compared"] = results[1]
-    print(json.dumps(summary, ensure_ascii=False))
+    chosen, yard = chosen_poems(poems, config.SAMPLES), yardstick(config.WORK_DIR, poems)
+    task = Task(poems, chosen, yard, wanted, config.SEED, device, dtype)
+    found = [evaluate(path, task) for path in paths]
+    columns = [column for part, _ in found for column in part]
+    report(columns, human_column(task, found[0][1]), config.WORK_DIR, source)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from support.console import UserError
 if TYPE_CHECKING:
     from writing.originality import CopyIndex
     from writing.poet import Poet
-    from writing.session import Row
 
 
 _HERE = Path(__file__).resolve().parent
@@ -70,8 +69,9 @@ def chat(
         texts[index] += text
         rows[index] = row
     if n > 1:
-        order = sorted(range(n), key=lambda index: -_quality(texts[index], rows[index]))
-        texts = [texts[index] for index in order]
+        from writing import ranking
+
+        texts = [texts[index] for index in ranking.order(poet, texts, rows)]
     poems = [_with_copy(text, copies) if copies is not None else text for text in texts]
     return poems if n > 1 else poems[0]
 
@@ -91,7 +91,7 @@ def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
     _refuse_strangers()
     options.check_names(given)
-    return {**config.sampling(), **{k: value for k, value in given.items() if value is not None}}
+    return options.merge(config.sampling(), given)
 
 
 def _poet(checkpoint: str | None = None) -> Poet:
@@ -128,13 +128,6 @@ def _request(poet: Poet, question: str | None, given: dict, n: int) -> tuple:
     for text in request.warnings:
         warnings.warn(text, stacklevel=3)
     return request, n
-
-
-def _quality(text: str, row: Row) -> float:
-    """候选的好坏：平均每个 token 的对数概率，重复的行扣分。"""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    repeated = 1 - len(set(lines)) / len(lines) if lines else 1.0
-    return row.score / max(1, len(row.tokens) - row.given) - 3.0 * repeated
 
 
 def _copy_index(wanted: bool) -> CopyIndex | None:
@@ -246,13 +239,12 @@ class Repl:
 
     def settings(self) -> str:
         """现在的全部选项。"""
-        rows = []
+        rows, usual = [], config.sampling()
         for name, option in COMMANDS.items():
             if option.name in self.options:
                 shown = _shown(self.options[option.name])
             else:
-                default = getattr(config, option.setting) if option.setting else option.neutral
-                shown = f"{_shown(default)}（默认）"
+                shown = f"{_shown(usual.get(option.name, option.neutral))}（默认）"
             rows.append(f"/{name}  {shown}\n")
         return "".join(rows)
 

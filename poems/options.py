@@ -41,6 +41,7 @@ class Option:
     choices: tuple = ()
     switch: str = ""  # 也可以写 True（“是”）时，True 的意思
     setting: str = ""  # config.py 里哪个常量是它的默认值
+    instead: tuple = ()  # 人给了它，默认里的这些就不起作用：两样防重复不叠在一起
     prompt: str = ""  # 写进提示词；模型要练过这一类提示词（wording.KINDS）才听得懂
     aliases: tuple = ()  # 接口里的别名
     api: tuple = ()  # 接口里的 (下限, 上限)，与上面不同时才写
@@ -70,10 +71,11 @@ TABLE = (
     Option(
         "repetition_penalty", float, "重复惩罚", "1 = 不惩罚", REPEAT, 1.0, 0.1, 10,
         setting="REPETITION_PENALTY", slider=(1, 2, 0.05), aliases=("repeat_penalty", "rep_pen"),
+        instead=("presence_penalty",),
     ),
     Option(
         "presence_penalty", float, "出现惩罚", "诗里写过的字词减去这么多，负的是鼓励", REPEAT,
-        0.0, -2, 2, slider=(-2, 2, 0.1),
+        0.0, -2, 2, setting="PRESENCE_PENALTY", slider=(-2, 2, 0.1),
     ),
     Option(
         "frequency_penalty", float, "频率惩罚", "诗里每写过一次减去这么多", REPEAT,
@@ -82,6 +84,10 @@ TABLE = (
     Option(
         "no_repeat_ngram", int, "不重复", "连着这么多个 token 不许出现第二次，0 = 不管", REPEAT,
         0, 0, 1 << 16, setting="NO_REPEAT_NGRAM", aliases=("no_repeat_ngram_size",),
+    ),
+    Option(
+        "steady_marks", bool, "稳标点", "是 = 标点、换行与收尾照模型本来的概率，别的只管字", PICK,
+        False,
     ),
     Option(
         "penalize_marks", bool, "罚标点", "是 = 三种惩罚也算标点与换行", REPEAT, False,
@@ -149,7 +155,9 @@ TABLE = (
 BY_NAME = {option.name: option for option in TABLE}
 CONTROLS = tuple(option for option in TABLE if option.stage == CONTROL)
 SAMPLING = tuple(option for option in TABLE if option.stage in (PICK, REPEAT, EXTENT))
-PICKED = tuple(option.name for option in SAMPLING if option.stage == PICK)
+PICKED = tuple(
+    option.name for option in SAMPLING if option.stage == PICK and option.kind is not bool
+)
 PROMPTED = tuple(option.name for option in CONTROLS if option.prompt)
 
 Options = make_dataclass(
@@ -158,6 +166,17 @@ Options = make_dataclass(
     frozen=True,
 )
 Options.__doc__ = "一首诗的抽样选项；没有给的不起作用。"
+
+
+# ── 默认与给的 ────────────────────────────────────────────────────────
+
+
+def merge(usual: dict, given: dict) -> dict:
+    """默认的 usual 里换上人给的 given；值为 None 是没有给。"""
+    given = {name: value for name, value in given.items() if value is not None}
+    dropped = {other for name in given for other in BY_NAME[name].instead}
+    neutral = {name: BY_NAME[name].neutral for name in dropped & set(usual)}
+    return {**usual, **neutral, **given}
 
 
 # ── 检查 ──────────────────────────────────────────────────────────────

@@ -69,4 +69,8 @@ DEFAULTS = {
     "FORMAT": "hf",
     "OUT": "",
     "SECONDS": 600.0,
+    "SAMPLER": "auto",
+    "PRESENCE_PENALTY": 0.0,
+    "SAMPLES": 256,
+    "SWEEP": "",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from writing import sample
@@ -22,13 +24,16 @@ def generate(model, tok, ids: list, options, asked: tuple = ()) -> list:
         ]
         return torch.tensor([sorted(set(wanted))], dtype=torch.long)
 
+    room = options.max_new_tokens
+    if options.context == "stop":
+        room = min(room, limit - len(ids))
     while len(out) < options.max_new_tokens:
         if options.context == "stop" and len(context) >= limit:
             break
         if len(context) > limit:  # 写满了：提问与诗的后一半
             context = [*ids, *out[-max(1, (limit - len(ids)) // 2) :]]
         logits = model(torch.tensor([context]))[:, -1].float()
-        seen = counted([*asked, *out])
+        raw, seen = logits.clone(), counted([*asked, *out])
         if seen.numel():
             sample.penalize_repeats(logits, seen, options.repetition_penalty)
         for token in counted(out)[0].tolist():
@@ -42,7 +47,14 @@ def generate(model, tok, ids: list, options, asked: tuple = ()) -> list:
             banned.update(t for t, data in enumerate(table) if b"\n" in data or b"\r" in data)
         logits[0, list(banned)] = -torch.inf
         picked = {n: getattr(options, n) for n in ("temperature", "top_k", "top_p", "min_p")}
-        token = int(sample.pick(logits, torch.tensor([uniforms.next()]), **picked))
+        uniform = torch.tensor([uniforms.next()])
+        if options.steady_marks and options.temperature > 0:
+            marks = torch.tensor([t for t, data in enumerate(table) if is_mark(data)])
+            chances = raw.softmax(-1)
+            chances[0, tok.end_id] *= math.exp(sample.closing(room - len(out)))
+            token = int(sample.steady_pick(logits, chances[:, marks], marks, uniform, **picked))
+        else:
+            token = int(sample.pick(logits, uniform, **picked))
         if token in stops:
             break
         out.append(token)

@@ -105,6 +105,25 @@ def test_help_lists_every_constant_with_its_comment():
         assert any("\u4e00" <= char <= "\u9fff" for char in line), line
 
 
+def test_sampler(monkeypatch):
+    """auto 是量出来的一套；改过的常量、命令行给的值一项一项地优先；readme 原样。"""
+    readme = config.sampling("readme")
+    assert (readme["temperature"], readme["top_k"], readme["repetition_penalty"]) == (0.7, 20, 1.4)
+    assert "steady_marks" not in readme
+    best = config.sampling()
+    assert best == {**readme, **config._AUTO} != readme
+    monkeypatch.setattr(config, "TEMPERATURE", 0.5)
+    assert config.sampling() == {**best, "temperature": 0.5}
+    monkeypatch.setattr(config, "_given", {"TOP_K"})
+    assert config.sampling() == {**best, "temperature": 0.5, "top_k": 20}
+    monkeypatch.setattr(config, "SAMPLER", "readme")
+    assert config.sampling() == {**readme, "temperature": 0.5}
+
+
+def test_shipped_values_are_those_in_the_file():
+    assert {name: getattr(config, name) for name in config._SHIPPED} == config._SHIPPED
+
+
 def test_missing_line_is_named_with_its_default(monkeypatch, capsys):
     monkeypatch.delattr(config, "SEED")
     with pytest.raises(SystemExit) as caught:

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 import checkpoint
+import config
 import evaluate
 import quantize
 from poems import chat_format
+from support.console import UserError
 from tests import tiny_model
 from tests.conftest import ROOT
 from tests.writing.test_originality import write_dataset
@@ -88,13 +90,57 @@ def test_validation_split_and_two_checkpoints(tmp_path):
     assert result["validation"]["lines"] == pytest.approx((4 + 3 + 3) / 3)
 
 
-def test_shape():
-    found = evaluate.shape_of(["春天\n春天\n\n花", "一二三四"])
-    assert found["repeated_lines"] == pytest.approx(1 / 4)
-    assert found["distinct_1"] == pytest.approx((3 / 5 + 1) / 2)
-    assert found["distinct_2"] == pytest.approx((3 / 4 + 1) / 2)
-    assert found["lines"] == 2 and found["line_chars"] == pytest.approx(9 / 4)
-    assert evaluate.shape_of([])["lines"] == 0
+def test_sampler_sweep_and_picture(tmp_path):
+    write_dataset(tmp_path)
+    tiny_model.save(tmp_path / "best_model.bin")
+    sweep = "sampler=readme,auto; temperature=0.5,1"
+    done = run(f"--WORK_DIR={tmp_path}", f"--SWEEP={sweep}", "--MAX_NEW_TOKENS=20", "--SAMPLES=2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    columns = result["columns"]
+    assert [column["sampling"]["temperature"] for column in columns] == [0.5, 1, 0.5, 1]
+    assert [column["sampling"].get("steady_marks", False) for column in columns] == [0, 0, 1, 1]
+    assert all(column["written"] == 2 for column in columns)
+    assert result["compared"] == columns[1] and set(result) > {"data", "validation"}
+    low, high = result["validation"]["intervals"]["fluency"]
+    assert low <= result["validation"]["fluency"] <= high
+    assert (tmp_path / "evaluate.png").is_file() and "sampler=readme temperature=0.5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "sweep, problem",
+    [
+        ("temperature", "名字=值"),
+        ("temprature=1", "temperature"),
+        ("temperature=热", "应当是数"),
+        ("top_p=2", "超出范围"),
+        ("sampler=best", "readme"),
+    ],
+)
+def test_bad_sweeps(sweep, problem):
+    with pytest.raises(UserError, match=problem):
+        evaluate.settings(sweep)
+
+
+def test_settings():
+    assert evaluate.settings("") == [("", {**config.sampling(), "context": "stop"})]
+    found = dict(evaluate.settings("repetition_penalty=1.2;steady_marks=false,true"))
+    first = found["repetition_penalty=1.2 steady_marks=False"]
+    assert first["presence_penalty"] == 0 and not first["steady_marks"] and len(found) == 2
+
+
+def test_title_scorer_is_the_log_probability(tmp_path):
+    state = tiny_model.save(tmp_path / "best_model.bin")
+    model, tok = checkpoint.rebuild(state)
+    scorer = evaluate.title_scorer(model, tok, torch.device("cpu"), torch.float32)
+    found = scorer(["春天", "雪"], ["花开在山坡上", "月亮"])
+    for title, text, value in zip(["春天", "雪"], ["花开在山坡上", "月亮"], found):
+        start = chat_format.render(tok, title)
+        ids = [*start, *tok.encode(text)]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids]))[0].log_softmax(-1)
+        expected = sum(float(logs[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+        assert value == pytest.approx(expected, rel=1e-4)
 
 
 def test_bad_input(tmp_path):

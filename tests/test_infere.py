@@ -16,6 +16,7 @@ import config
 import infere
 from kernels.products import half_problem
 from poems import chat_format, wording
+from poems.options import merge
 from support.console import UserError
 from tests import plain_generate, tiny_model
 from tests.conftest import ROOT
@@ -112,6 +113,8 @@ def test_greedy_equals_full_forward(poet, question):
         {"temperature": 0, "repetition_penalty": 1.0, "frequency_penalty": 1.5},
         {"seed": 7, "presence_penalty": 2, "frequency_penalty": -0.5, "max_new_tokens": 150},
         {"seed": 8, "presence_penalty": 0.6, "frequency_penalty": 0.3, "penalize_marks": True},
+        {"seed": 8, "steady_marks": False, "repetition_penalty": 1.3, "presence_penalty": 0.5},
+        {"seed": 9, "max_new_tokens": 100},
     ],
 )
 def test_engine_equals_the_plain_generator(poet, given):
@@ -256,6 +259,8 @@ def test_length_is_near(poet):
 def test_rhyme(tmp_path, poet, monkeypatch):
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
     from writing import rhyme
+
+    monkeypatch.setattr(config, "SAMPLER", "readme")  # 量的是押韵，不是抽样
 
     tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
@@ -423,8 +428,8 @@ REQUESTS = [
 def test_engine_equals_chat(poet):
     machine = infere.Engine(poet, max_rows=3)
     try:
-        options = config.sampling()
-        handles = [machine.submit(text, **{**options, **given}) for text, given in REQUESTS]
+        usual = config.sampling()
+        handles = [machine.submit(text, **merge(usual, given)) for text, given in REQUESTS]
         results, threads = {}, []
         for index, handle in enumerate(handles):
             read = threading.Thread(

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, NamedTuple
 
+from poems import options
 from support.console import UserError
 from web import chat_api
 from web.chat_api import ApiError, Ask
@@ -99,10 +100,10 @@ class Service:
         return Job(self, handles, ask.stops)
 
     def _options(self, ask: Ask, index: int) -> dict[str, Any]:
-        options = {**self.defaults, **ask.options}
-        if options.get("seed") is not None:
-            options["seed"] += index  # 同一个种子的几个候选各不相同，又都能重现
-        return options
+        chosen = options.merge(self.defaults, ask.options)
+        if chosen.get("seed") is not None:
+            chosen["seed"] += index  # 同一个种子的几个候选各不相同，又都能重现
+        return chosen
 
     @property
     def is_stopping(self) -> bool:

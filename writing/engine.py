@@ -105,7 +105,7 @@ class Engine:
                     break
                 arrived = self._admit()
             try:
-                session = session or Session(self.poet.decoder, self.max_rows)
+                session = session or self.poet.session(self.max_rows)
                 self._advance(session, arrived)
             except Exception as error:  # 整批的事：交给等着的人，线程继续服务后来的请求
                 for handle in {*self._active, *arrived}:

@@ -16,6 +16,7 @@ from support import hardware
 from tokenizer import HFTokenizer
 from writing import request as requests
 from writing.decoder import Decoder
+from writing.pace import Paces
 from writing.request import Request
 from writing.session import Row, Session
 from writing.vocabulary import Vocabulary
@@ -57,6 +58,7 @@ class Poet:
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config
         self.decoder = Decoder(model, dtype, half)
+        self.paces = None  # 载入来写诗的才管线程数；训练中写示例的不动它
         self.vocabulary = Vocabulary(tok)
 
     @classmethod
@@ -86,7 +88,11 @@ class Poet:
                 precision = None if exact else hardware.pick_dtype(dtype, chosen)
                 for old in [other for other in _loaded if other[0] == key[0]]:
                     del _loaded[old]
-                _loaded[key] = cls(model, tok, state["prompt_kinds"], path, half, precision)
+                poet = cls(model, tok, state["prompt_kinds"], path, half, precision)
+                if chosen.type == "cpu":
+                    poet.paces = Paces()
+                    hardware.keep_memory()  # 每一步都要几块同样大的内存，还给系统再要就慢一倍
+                _loaded[key] = poet
             return _loaded[key]
 
     def request(self, question: object = None, **given: object) -> Request:
@@ -98,13 +104,17 @@ class Poet:
         """一首还没有开始写的诗。"""
         return Row(self.vocabulary, request, self.config.max_seq_len, seed, scored)
 
+    def session(self, size: int, longest: int | None = None) -> Session:
+        """至多 size 首同时写的一批。"""
+        return Session(self.decoder, size, longest, self.paces)
+
     def poems(self, request: Request, n: int = 1, scored: bool = True) -> Iterator[Piece]:
         """写 n 首，逐步给出写好的文字；同一提问的几首共用一次预填。
 
         scored：n > 1 时累计对数概率（Row.score），供排名用。
         """
         longest = len(request.prompt) + len(request.prefix) + request.options.max_new_tokens
-        session, seed = Session(self.decoder, n, longest), request.seed()
+        session, seed = self.session(n, longest), request.seed()
         rows = [self.row(request, seed + index, scored and n > 1) for index in range(n)]
         changed = session.start(rows)
         while changed:
@@ -120,7 +130,7 @@ class Poet:
         """每个请求写一首，至多 together 首同时写：[Written, …]，次序与请求相同。"""
         found = []
         for first in range(0, len(wanted), together):
-            session, rows = Session(self.decoder, together), []
+            session, rows = self.session(together), []
             for request in wanted[first : first + together]:
                 rows += session.start([self.row(request, request.seed())])
             while session.step():

@@ -13,6 +13,8 @@ import torch
 
 Value = Union[float, Sequence[float], torch.Tensor]  # 一个数，或每行一个
 GREEDY = 1e-4  # 温度比它还低就是每步取最大：再除下去会溢出
+# 收尾的对数几率：平时略减（按模型自己的概率写，诗比人写的短），剩下 LANDING 个 token 起逐渐加
+LINGER, LANDING, LAND = -0.25, 80, 4.0
 
 
 def penalize_repeats(
@@ -119,6 +121,77 @@ def _widest(wanted: torch.Tensor, temperature: torch.Tensor, size: int) -> int:
     wanted = torch.where(temperature < GREEDY, torch.ones_like(wanted), wanted)
     low, high = int(wanted.min()), int(wanted.max())
     return size if low <= 0 else min(high, size)
+
+
+def mark_chances(
+    logits: torch.Tensor, marks: torch.Tensor, scratch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """惩罚之前，标点、换行与收尾（marks (M,)）各有多少概率：(B, V) -> (B, M)。
+
+    scratch：给了就用这块 (B, V) 的内存；每一步都新要一块，缺页比计算还费时间。
+    """
+    top = logits.amax(-1, keepdim=True)
+    total = torch.sub(logits, top, out=scratch).exp_().sum(-1, keepdim=True)
+    return (logits[:, marks] - top).exp_().div_(total)
+
+
+def steady_pick(
+    logits: torch.Tensor,
+    chances: torch.Tensor,
+    marks: torch.Tensor,
+    uniform: torch.Tensor,
+    **options: Value,
+) -> torch.Tensor:
+    """同 pick，但标点、换行与收尾照 chances (B, M)，options 只在字里挑；logits 会被改掉。
+
+    降温与截断把摊在几千个字上的概率去掉，剩下的按比例放大，换行就凭空多出几倍：诗碎成一个词
+    一行。所以先定是标点还是字。logits 里已被禁止的标点不要，它们的份归字。
+    """
+    chances = chances.masked_fill(logits[:, marks] == -torch.inf, 0.0)
+    logits.index_fill_(1, marks, -torch.inf)
+    some = logits.amax(-1, keepdim=True) > -torch.inf  # 字没有都被禁止
+    edges = chances.cumsum(-1)
+    marked = edges[:, -1:]
+    share = torch.where(some, (1 - marked).clamp_min(0), torch.zeros_like(marked))
+    goal = uniform.view(-1, 1) * (marked + share)
+    if not bool(some.all()):
+        logits.masked_fill_(~some, 0.0)
+    words = _spread(logits, **options).cumsum_(-1)
+    rest = (goal - marked) / share.clamp_min(1e-12) * words[:, -1:]
+    chosen = torch.where(goal < marked, marks[_find(edges, goal)], _find(words, rest))
+    return chosen.squeeze(1)
+
+
+def _find(edges: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    """前缀和 (B, K) 里第一个超过 goal (B, 1) 的；最后一个不为 0 的再往后不取。
+
+    照编号排着累加：从大到小排的话，差百万分之一的两个字会因舍入换位，同批与单独写就不一样了。
+    """
+    last = torch.searchsorted(edges, edges[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(edges, goal, right=True), last)
+
+
+def _spread(
+    logits: torch.Tensor,
+    temperature: Value = 1.0,
+    top_k: Value = 0,
+    top_p: Value = 1.0,
+    min_p: Value = 0.0,
+) -> torch.Tensor:
+    """全词表的概率 (B, V)，不归一；只有 min-p 时不必排序，就在 logits 里算。"""
+    if (top_k, top_p) == (0, 1.0) and not isinstance(temperature, list):
+        logits.sub_(logits.amax(-1, keepdim=True))
+        probs = (logits if temperature == 1 else logits.div_(temperature)).exp_()
+        if isinstance(min_p, list):
+            return probs.mul_(probs >= _column(min_p, probs))
+        return torch.nn.functional.threshold_(probs, min_p, 0.0)
+    probs, ids = candidates(logits, temperature, top_k, top_p, min_p)
+    return torch.zeros_like(logits).scatter_(1, ids, probs)
+
+
+def closing(remaining: int) -> float:
+    """还能写 remaining 个 token 时，收尾的对数几率加多少：快写满时自己收住，不被截断。"""
+    return LINGER + LAND * max(0.0, 1 - remaining / LANDING)
 
 
 def draw(probs: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+import math
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tokenizer import StreamDecoder
 from writing import sample
 from writing.controls import Controls
 from writing.decoder import Decoder
+from writing.pace import Paces
 from writing.request import Request
 from writing.verse import Verse
 from writing.vocabulary import Vocabulary
@@ -47,6 +49,7 @@ class Row:
         self.finish_reason = None  # stop | length | cancelled | failed
         self.error = None
         self.scored, self.score = scored, 0.0
+        self.steady = self.options.steady_marks and self.options.temperature >= sample.GREEDY
         self.asked = [token for token in request.seen if self.counts(token)]
         self.settled = 0  # 前多少个 token 不会再改
         self._text, self._shown, self._held = StreamDecoder(vocabulary.tok), 0, ""
@@ -198,19 +201,36 @@ class Penalties:
         sample.penalize_repeats(logits, seen, factor, less)
 
 
+class Steady(NamedTuple):
+    """标点、换行与收尾的 token (M,)，和它们在各行里的概率 (B, M)。"""
+
+    marks: torch.Tensor
+    chances: torch.Tensor
+
+
 # ── 一批 ──────────────────────────────────────────────────────────────
 
 
 class Session:
     """几首诗同批往下写；缓存的第 i 行属于 self.rows[i]。"""
 
-    def __init__(self, decoder: Decoder, size: int, longest: int | None = None) -> None:
-        """size：至多几首同时写；longest：每首连同提问至多多少 token，知道时缓存只分配这么多。"""
-        self.decoder, self.limit = decoder, decoder.config.max_seq_len
+    def __init__(
+        self,
+        decoder: Decoder,
+        size: int,
+        longest: int | None = None,
+        paces: Paces | None = None,
+    ) -> None:
+        """size：至多几首同时写；longest：每首连同提问至多多少 token，知道时缓存只分配这么多。
+
+        paces：按量出来的线程数走每一步；None = 不管线程。
+        """
+        self.decoder, self.limit, self.paces = decoder, decoder.config.max_seq_len, paces
         capacity = min(self.limit, longest or self.limit)
         self.cache = decoder.new_cache(size, capacity)
         self.rows = []
         self._penalties = Penalties(size)
+        self._scratch = None  # (至多几行, V)
 
     def start(self, rows: Sequence[Row]) -> Sequence[Row]:
         """同一提问的几首一起加入：一次预填，各自抽第一个 token。返回它们。
@@ -238,8 +258,14 @@ class Session:
     def step(self) -> Sequence[Row]:
         """每首诗各走一步；返回走了的诗（没有诗时为空）。"""
         rows = list(self.rows)
-        if not rows:
-            return rows
+        if rows and self.paces is not None:
+            self.paces.run(len(rows), self._step)
+        elif rows:
+            self._step()
+        return rows
+
+    def _step(self) -> None:
+        rows = list(self.rows)
         for index, row in enumerate(rows):
             if row.place >= self.limit:
                 self._slide(index, row)
@@ -247,7 +273,6 @@ class Session:
         logits = self.decoder.step(self.cache, tokens, [row.place for row in rows])
         self._choose(range(len(rows)), logits)
         self._leave()
-        return rows
 
     def drop(self, row: Row) -> None:
         """中途放弃一首。"""
@@ -260,12 +285,13 @@ class Session:
         """给这几行（logits (B, V)）各定下一个 token。"""
         rows = [self.rows[index] for index in indexes]
         raw = logits.clone() if any(row.scored for row in rows) else None
+        steady = self._mark_chances(rows, logits)
         self._penalties.apply(indexes, logits)
         for row, scores in zip(rows, logits):
             row.alone(row.restrict, scores)
         numbers = [0.0 if row.queue else row.uniforms.next() for row in rows]
         uniform = torch.tensor(numbers, device=self.decoder.device)
-        tokens = sample.pick(logits, uniform, **_merge(rows)).tolist()
+        tokens = _pick(rows, logits, steady, uniform).tolist()
         tokens = [row.queue.pop(0) if row.queue else token for row, token in zip(rows, tokens)]
         if raw is not None:
             gained = sample.log_probability(raw, torch.tensor(tokens, device=raw.device))
@@ -273,6 +299,19 @@ class Session:
                 row.score += value
         for index, row, token in zip(indexes, rows, tokens):
             row.alone(self._accept, index, row, token)
+
+    def _mark_chances(self, rows: Sequence[Row], logits: torch.Tensor) -> Steady | None:
+        """要稳住标点的行：标点此刻的概率，收尾的按余地加减；没有这样的行时为 None。"""
+        if not any(row.steady for row in rows):
+            return None
+        marks, place = rows[0].vocabulary.marks()
+        marks = marks.to(logits.device)
+        if self._scratch is None or len(self._scratch) < len(logits):
+            self._scratch = torch.empty_like(logits)
+        chances = sample.mark_chances(logits, marks, self._scratch[: len(logits)])
+        lean = [math.exp(sample.closing(row.remaining)) for row in rows]
+        chances[:, place] *= torch.tensor(lean, device=logits.device)
+        return Steady(marks, chances)
 
     def _accept(self, index: int, row: Row, token: int) -> None:
         row.accept(token)
@@ -300,6 +339,21 @@ class Session:
         tail = row.tokens[-keep:]
         row.offset = len(row.prompt) + len(tail) - len(row.tokens)
         self.decoder.prefill(self.cache, index, [*row.prompt, *tail[:-1]])
+
+
+def _pick(
+    rows: Sequence[Row], logits: torch.Tensor, steady: Steady | None, uniform: torch.Tensor
+) -> torch.Tensor:
+    """每行抽一个 token：(B,)；logits 会被改掉。"""
+    merged = _merge(rows)
+    if steady is None:
+        return sample.pick(logits, uniform, **merged)
+    chosen = [row.steady for row in rows]
+    usual = None if all(chosen) else sample.pick(logits, uniform, **merged)
+    found = sample.steady_pick(logits, steady.chances, steady.marks, uniform, **merged)
+    if usual is None:
+        return found
+    return torch.where(torch.tensor(chosen, device=logits.device), found, usual)
 
 
 def _merge(rows: Sequence[Row]) -> dict:

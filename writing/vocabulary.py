@@ -17,7 +17,7 @@ class Vocabulary:
         self.stops = (tok.end_id, tok.pad_id)
         self.special = frozenset(tok.special_ids.values())
         self._marks = {}
-        self._bytes = None
+        self._bytes = self._mark_ids = None
         self._newlines = self._line_feed = None
         self._starts, self._groups, self._closing = {}, {}, {}
         self._hanzi = None
@@ -27,6 +27,13 @@ class Vocabulary:
         if token not in self._marks:
             self._marks[token] = is_mark(self.tok.token_bytes(token))
         return self._marks[token]
+
+    def marks(self) -> tuple:
+        """只有标点、符号与空白的 token（换行与收尾也在内），和结束符是其中第几个。"""
+        if self._mark_ids is None:
+            found = [token for token in range(self.tok.vocab_size) if self.is_mark(token)]
+            self._mark_ids = torch.tensor(found), found.index(self.tok.end_id)
+        return self._mark_ids
 
     def bytes(self) -> list:
         """编号 → 字节。"""

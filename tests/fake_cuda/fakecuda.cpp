@@ -139,6 +139,7 @@ Scalar local_scalar(const Tensor& x) {
 
 const Tensor& grow(const Tensor& x, SymIntArrayRef symbols, std::optional<MemoryFormat>) {
   const auto size = C10_AS_INTARRAYREF_SLOW(symbols);
+  if (x.sizes() == size) return x; // 一样大就原样：视图的步幅不能丢
   const auto need = static_cast<size_t>(c10::multiply_integers(size) + x.storage_offset()) * x.element_size();
   const auto& storage = x.storage();
   if (storage.nbytes() < need) {

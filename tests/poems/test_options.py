@@ -16,10 +16,20 @@ from web import chat_api
 
 
 def test_config_gives_every_default_in_range():
-    given = config.sampling()
+    given = config.sampling("readme")
     assert {option.name for option in options.SAMPLING if option.setting} == set(given)
-    for name, value in given.items():
+    for name, value in [*given.items(), *config.sampling().items()]:
         assert options.check(name, value) == value
+
+
+def test_merge():
+    """人给的一项一项地换；给了重复惩罚，默认里的出现惩罚就不起作用。"""
+    usual = {"temperature": 1.0, "repetition_penalty": 1.0, "presence_penalty": 1.0}
+    assert options.merge(usual, {"temperature": 0.5, "seed": None}) == {**usual, "temperature": 0.5}
+    found = options.merge(usual, {"repetition_penalty": 1.3})
+    assert (found["repetition_penalty"], found["presence_penalty"]) == (1.3, 0.0)
+    both = {"repetition_penalty": 1.3, "presence_penalty": 0.2}
+    assert options.merge(usual, both) == {**usual, **both}
 
 
 def test_the_table_is_offered_everywhere():

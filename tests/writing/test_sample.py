@@ -132,3 +132,71 @@ def test_log_probability():
     tokens = torch.tensor([0, 4, 10])
     expected = logits.log_softmax(-1)[torch.arange(3), tokens]
     assert torch.allclose(sample.log_probability(logits, tokens), expected, atol=1e-6)
+
+
+# ── 标点照原来的概率 ──────────────────────────────────────────────────
+
+
+def steady(logits, raw, marks, **options):
+    """steady_pick 给各 token 的概率：用一排均匀的数去抽，数各出现几次。"""
+    count, marks = 20000, torch.tensor(marks)
+    uniform = (torch.arange(count) + 0.5) / count
+    rows = []
+    for index in range(len(logits)):
+        one = {
+            key: [value[index]] * count if isinstance(value, list) else value
+            for key, value in options.items()
+        }
+        chances = sample.mark_chances(raw[index : index + 1], marks).expand(count, -1)
+        many = logits[index : index + 1].repeat(count, 1)
+        drawn = sample.steady_pick(many, chances, marks, uniform, **one)
+        rows.append(torch.bincount(drawn, minlength=logits.size(1)) / count)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.5}, {"top_k": 3}, {"min_p": 0.2}, {}])
+def test_marks_keep_their_share(options):
+    raw = torch.randn(3, 20, generator=torch.Generator().manual_seed(6)) * 2
+    marks, logits = [0, 7, 19], raw.clone()
+    logits[:, 3] -= 5  # 惩罚过的字
+    found, plain = steady(logits, raw, marks, **options), raw.softmax(-1)
+    assert torch.allclose(found[:, marks], plain[:, marks], atol=1e-4)
+    words = logits.index_fill(1, torch.tensor(marks), -torch.inf)
+    expected = distribution(words, **options) * (1 - plain[:, marks].sum(1, keepdim=True))
+    others = [token for token in range(20) if token not in marks]
+    assert torch.allclose(found[:, others], expected[:, others], atol=1e-4)
+
+
+def test_banned_marks_give_their_share_to_words():
+    raw = torch.tensor([[1.0, 2.0, 0.5, 0.0, 1.5]])
+    logits = raw.clone()
+    logits[0, [0, 3]] = -torch.inf  # 一个标点、一个字
+    mark = float(raw.softmax(-1)[0, 1])
+    words = torch.tensor([0.5, 1.5]).softmax(-1) * (1 - mark)
+    expected = torch.tensor([0, mark, words[0], 0, words[1]])
+    assert torch.allclose(steady(logits, raw, [0, 1])[0], expected, atol=1e-4)
+    for only in (1, 4):  # 只许一个：标点或字
+        logits = torch.full_like(raw, -torch.inf)
+        logits[0, only] = 0.0
+        assert steady(logits, raw, [0, 1], temperature=0.7)[0, only] == 1
+
+
+def test_steady_rows_may_differ():
+    raw = torch.randn(3, 30, generator=torch.Generator().manual_seed(7)) * 2
+    rows = [{"min_p": 0.1}, {"temperature": 0.5, "top_k": 4}, {"top_p": 0.7, "min_p": 0.01}]
+    usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    together = steady(raw, raw, [1, 2], **{k: [{**usual, **r}[k] for r in rows] for k in usual})
+    for index, row in enumerate(rows):
+        alone = steady(raw[index : index + 1], raw[index : index + 1], [1, 2], **row)
+        assert torch.allclose(together[index : index + 1], alone, atol=1e-4)
+
+
+def test_steady_pick_at_the_edges():
+    raw = torch.tensor([[0.0, 1.0, 2.0, 0.5]])
+    logits = torch.tensor([[0.0, -torch.inf, 2.0, -torch.inf]])
+    for value in (0.0, 0.99999999):
+        chances = sample.mark_chances(raw, torch.tensor([0, 3]))
+        drawn = sample.steady_pick(
+            logits.clone(), chances, torch.tensor([0, 3]), torch.tensor([value])
+        )
+        assert int(drawn) == (0 if value == 0 else 2)
