@@ -25,7 +25,7 @@ MIN_RHYME = 1e-8  # 押韵的候选合起来至少要有这么多概率，否则
 class Limits(NamedTuple):
     """下一个 token 的限制；allow 不为空时只看它。"""
 
-    allow: Sequence[int] | None = None
+    allow: Sequence[int] | torch.Tensor | None = None
     ban: Sequence[int] = ()
 
 

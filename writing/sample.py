@@ -147,28 +147,25 @@ def steady_pick(
     降温与截断把摊在几千个字上的概率去掉，剩下的按比例放大，换行就凭空多出几倍：诗碎成一个词
     一行。所以先定是标点还是字。logits 里已被禁止的标点不要，它们的份归字。
     """
-    chances = chances.masked_fill(logits[:, marks] == -torch.inf, 0.0)
-    logits.index_fill_(1, marks, -torch.inf)
-    some = logits.amax(-1, keepdim=True) > -torch.inf  # 字没有都被禁止
-    edges = chances.cumsum(-1)
+    chances = chances.masked_fill(logits.index_select(1, marks) == -torch.inf, 0.0)
+    words = _spread(logits.index_fill_(1, marks, -torch.inf), **options).cumsum_(-1)
+    edges, total = chances.cumsum_(-1), words[:, -1:]
     marked = edges[:, -1:]
-    share = torch.where(some, (1 - marked).clamp_min(0), torch.zeros_like(marked))
+    share = (1 - marked).clamp_min_(0).masked_fill_(total <= 0, 0.0)  # 字都被禁止了就没有它们的份
     goal = uniform.view(-1, 1) * (marked + share)
-    if not bool(some.all()):
-        logits.masked_fill_(~some, 0.0)
-    words = _spread(logits, **options).cumsum_(-1)
-    rest = (goal - marked) / share.clamp_min(1e-12) * words[:, -1:]
+    rest = (goal - marked) / share.clamp_min(1e-12) * total
     chosen = torch.where(goal < marked, marks[_find(edges, goal)], _find(words, rest))
     return chosen.squeeze(1)
 
 
 def _find(edges: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-    """前缀和 (B, K) 里第一个超过 goal (B, 1) 的；最后一个不为 0 的再往后不取。
+    """前缀和 (B, K) 里第一个超过 goal (B, 1) 的；goal 不小于最后一个时取最后一个不为 0 的。
 
     照编号排着累加：从大到小排的话，差百万分之一的两个字会因舍入换位，同批与单独写就不一样了。
     """
-    last = torch.searchsorted(edges, edges[:, -1:].contiguous())
-    return torch.minimum(torch.searchsorted(edges, goal, right=True), last)
+    below = edges[:, -1:] * (1 - 2**-22)
+    found = torch.searchsorted(edges, torch.minimum(goal, below), right=True)
+    return found.clamp_max_(edges.size(-1) - 1)
 
 
 def _spread(
@@ -178,15 +175,15 @@ def _spread(
     top_p: Value = 1.0,
     min_p: Value = 0.0,
 ) -> torch.Tensor:
-    """全词表的概率 (B, V)，不归一；只有 min-p 时不必排序，就在 logits 里算。"""
+    """全词表的概率 (B, V)，不归一，都被禁止的行全是 0；只有 min-p 时不必排序，就在 logits 里算。"""
     if (top_k, top_p) == (0, 1.0) and not isinstance(temperature, list):
-        logits.sub_(logits.amax(-1, keepdim=True))
+        logits.sub_(logits.amax(-1, keepdim=True).clamp_min_(-1e30))
         probs = (logits if temperature == 1 else logits.div_(temperature)).exp_()
         if isinstance(min_p, list):
             return probs.mul_(probs >= _column(min_p, probs))
         return torch.nn.functional.threshold_(probs, min_p, 0.0)
     probs, ids = candidates(logits, temperature, top_k, top_p, min_p)
-    return torch.zeros_like(logits).scatter_(1, ids, probs)
+    return torch.zeros_like(logits).scatter_(1, ids, probs.nan_to_num_(0.0))
 
 
 def closing(remaining: int) -> float:

@@ -106,7 +106,7 @@ class Row:
             sample.ban(logits, banned)
         limits = self.controls.before(self.verse, self.remaining, logits)
         if limits.allow is not None:
-            allowed = torch.tensor(limits.allow, device=logits.device)
+            allowed = torch.as_tensor(limits.allow, device=logits.device)
             logits.copy_(sample.allow_only(logits, allowed))
         elif limits.ban:
             sample.ban(logits, limits.ban)

@@ -64,12 +64,12 @@ class Vocabulary:
             ]
         return self._starts[rest]
 
-    def showing(self, line: bytes) -> list:
+    def showing(self, line: bytes) -> torch.Tensor:
         """接在 line 后面就有看得见的字的 token。"""
         if line not in self._closing:
-            self._closing[line] = [
-                token for token, data in enumerate(self.bytes()) if data and visible(line + data)
-            ]
+            table = enumerate(self.bytes())
+            found = [token for token, data in table if data and visible(line + data)]
+            self._closing[line] = torch.tensor(found, dtype=torch.long)
         return self._closing[line]
 
     def rhyming(self, name: str) -> torch.Tensor:
