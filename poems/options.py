@@ -236,6 +236,15 @@ def check_text(label: str, text: object) -> str:
     return text.strip()
 
 
+def check_poem(text: object) -> str:
+    """一首写好的诗：文字，换行一律是 \\n。模型写出的控制字符也收下。"""
+    if not isinstance(text, str):
+        raise UserError(f"诗应当是文字，收到的是 {type(text).__name__}")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError("诗里有落单的代理字符，请去掉再试")
+    return text.replace("\r\n", "\n")
+
+
 def bounds(option: Option) -> tuple:
     """接口里的 (下限, 上限)。"""
     low, high = option.api or (option.low, option.high)

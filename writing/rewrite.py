@@ -64,7 +64,7 @@ def rewrite(
 
 def find(poem: str, number: int) -> Place:
     """第 number 行在哪里；没有这一行时抛出 UserError。"""
-    poem = options.check_text("诗", poem).replace("\r\n", "\n").replace("\r", "\n")
+    poem = options.check_poem(poem)
     rows = list(re.finditer(r"[^\s\n](?:[^\n]*[^\s\n])?", poem))
     if not rows:
         raise UserError("这首诗是空的，没有可以改的行")

@@ -27,7 +27,7 @@ _DULL = frozenset(
 def suggest(poet: Poet, poem: str, n: int = 5) -> list:
     """给一首诗起题目：至多 n 个，最合适的在前，互不包含。"""
     n = options.check("n", n)
-    body = options.check_text("诗", poem).replace("\r\n", "\n").strip()
+    body = options.check_poem(poem).strip()
     if not body:
         raise UserError("这首诗是空的，起不了题目")
     tokens = poet.tok.encode(body)[:READ]

@@ -83,6 +83,7 @@ def test_fit_is_two_means(poet):
         (POEM, "2", "没有第 2 行"),
         (" \n ", 1, "空的"),
         (3, 1, "应当是文字"),
+        ("\ud800", 1, "代理字符"),
     ],
 )
 def test_wrong_lines_are_explained(poet, poem, number, words):

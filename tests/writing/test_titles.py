@@ -65,7 +65,7 @@ def test_likelihood_equals_the_forward(poet):
     assert rest == pytest.approx(wanted[5:], abs=1e-4)
 
 
-@pytest.mark.parametrize("poem", ["", " \n", 3, "\x01"])
+@pytest.mark.parametrize("poem", ["", " \n", 3, "\ud800"])
 def test_nothing_to_name(poet, poem):
     with pytest.raises(UserError):
         titles.suggest(poet, poem)
