@@ -26,6 +26,16 @@ _home = {}  # 第一次载入模型的进程
 _load_lock = threading.Lock()
 
 
+def _settle_after_fork() -> None:
+    """fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去：只用一个线程。"""
+    if _home.setdefault("pid", os.getpid()) == os.getpid():
+        return
+    _home["pid"] = os.getpid()
+    torch.set_num_threads(1)
+    for poet in _loaded.values():
+        poet.paces = poet.paces and Paces()
+
+
 class Piece(NamedTuple):
     """刚写出来的一段：第几首、文字、它的进度。"""
 
@@ -71,10 +81,7 @@ class Poet:
         几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
         半精度省不了多少；明说了 fp16、bf16 就用它。
         """
-        if _home.setdefault("pid", os.getpid()) != os.getpid():
-            torch.set_num_threads(
-                1
-            )  # fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去
+        _settle_after_fork()
         path = Path(checkpoint.find(work_dir, given)).resolve()
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
