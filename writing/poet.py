@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
@@ -13,6 +14,7 @@ import checkpoint
 from gpt import GPT
 from kernels.products import half_problem
 from support import hardware
+from support.artefacts import BOX
 from tokenizer import HFTokenizer
 from writing import request as requests
 from writing.decoder import Decoder
@@ -82,11 +84,13 @@ class Poet:
         半精度省不了多少；明说了 fp16、bf16 就用它。
         """
         _settle_after_fork()
-        path = Path(checkpoint.find(work_dir, given)).resolve()
+        path = Path(checkpoint.find_to_write(work_dir, given)).resolve()
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
         with _load_lock:
             if key not in _loaded:
+                if path == checkpoint.BOX_FILE and not given:
+                    print(f"（{work_dir} 里没有模型，用随附的 {BOX}）", file=sys.stderr, flush=True)
                 state = checkpoint.load(path)
                 chosen = hardware.pick_device(device)
                 model, tok = checkpoint.rebuild(state, chosen)
