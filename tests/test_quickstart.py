@@ -65,7 +65,7 @@ def test_mistakes_are_explained(arguments, said):
 
 
 def test_a_missing_model_is_explained(mine):
-    with pytest.raises(UserError, match="没有找到起点的模型.*nowhere.bin"):
+    with pytest.raises(UserError, match=r"没有找到起点的模型 .*nowhere\.bin"):
         quickstart.given_poems([f"--POEMS={mine[0]}", "--FROM=nowhere.bin"])
     assert quickstart.given_poems([f"--POEMS={mine[0]}", f"--FROM={mine[1]}"]) == mine
     assert quickstart.given_poems([quickstart.INSIDE]) is None
