@@ -67,7 +67,7 @@ def load_engine(settings: dict[str, Any], name: str = "") -> Any:
     from writing import engine
 
     names = ("CHECKPOINT", "WORK_DIR", "DEVICE", "DTYPE")
-    chosen = {**settings, "CHECKPOINT": str(files.work_path(settings["WORK_DIR"], name))}
+    chosen = {**settings, "CHECKPOINT": str(Path(settings["WORK_DIR"]) / name)}
     poet = engine.Poet.load(*((chosen if name else settings)[key] for key in names))
     return engine.Engine(poet, max_rows=min(MAX_ROWS, settings["MAX_CONCURRENT"]))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from poems import options, wording
 from support.console import UserError
-from writing import likelihood
+from writing import likelihood, rhyme
 from writing.controls import LINE_TOKENS
 from writing.poet import Poet
 from writing.request import Request
@@ -82,8 +82,9 @@ def find(poem: str, number: int) -> Place:
 def _request(poet: Poet, question: str | None, place: Place, given: dict) -> Request:
     """题目、前面各行与照旧的控制。"""
     given, count = dict(given), len(place.lines)
+    first = given.get("first_line")
     if place.number == 1:
-        given.pop("first_line", None)
+        given["first_line"] = None
     if not question:
         given["lines"] = given.get("lines") or min(count, options.MAX_LINES)
     request = poet.request(question or None, **given)
@@ -93,21 +94,31 @@ def _request(poet: Poet, question: str | None, place: Place, given: dict) -> Req
         raise UserError(f"第 {place.number} 行太靠后：这个模型的上下文只有 {limit} 个 token")
     longest = LINE_TOKENS * (count - place.number + 1)
     chosen = dataclasses.replace(request.options, max_new_tokens=longest, min_new_tokens=0)
-    controls = _controls(request.controls, place)
+    controls = _controls({**request.controls, "first_line": first}, place)
     seen = [*request.seen, *prefix]
     return dataclasses.replace(request, prefix=prefix, seen=seen, options=chosen, controls=controls)
 
 
 def _controls(given: dict, place: Place) -> dict:
-    """照旧的控制：行数与藏头以诗为准，字数与首行不再管。"""
-    kept = {k: v for k, v in given.items() if k not in ("length", "first_line")}
+    """照旧的控制：行数与藏头以诗为准，不再管字数；韵随别的行。"""
+    kept = {name: value for name, value in given.items() if name != "length" and value}
     count = len(place.lines)
     if kept.get("form") and kept["lines"] != count:
         raise UserError(f"{kept['form']}是 {kept['lines']} 行，这首诗有 {count} 行")
     kept["lines"] = count
     if kept.get("acrostic"):
         kept["acrostic"] = "".join(line[0] for line in place.lines)
+    form, rhymed = kept.get("form"), kept.get("rhyme")
+    if rhymed is True or (form and not rhymed):  # 押韵，而没有指定哪个韵
+        kept["rhyme"] = _group(place, evens=bool(form)) or rhymed
     return kept
+
+
+def _group(place: Place, evens: bool) -> str | None:
+    """别的行押的韵；evens：只看双数行（绝句、律诗）。"""
+    others = [n for n in range(1, len(place.lines) + 1) if n != place.number]
+    rhymed = [place.lines[n - 1] for n in others if not evens or n % 2 == 0]
+    return next(filter(None, map(rhyme.line_group, rhymed)), None)
 
 
 def _drafts(poet: Poet, request: Request, place: Place, n: int) -> list:

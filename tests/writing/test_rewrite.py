@@ -6,7 +6,7 @@ import pytest
 
 from support.console import UserError
 from tests import tiny_model
-from writing import likelihood, rewrite
+from writing import forms, likelihood, rewrite, rhyme
 from writing.poet import Poet
 
 POEM = "  春天来了\n花开在山坡上，\n\n夏天的雨落在河边\n秋天的风吹过麦田\n"
@@ -47,6 +47,31 @@ def test_controls_are_kept(poet):
     assert free[1][0] == "夏"
     with pytest.raises(UserError, match="五言律诗是 8 行"):
         rewrite.rewrite(poet, "四季", poem, 2, form="五言律诗")
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_forms_keep_their_rhyme_and_tones(poet, number):
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
+    given = {"form": "五言绝句", "tones": "仄起入韵", "seed": 4}
+    written = poet.write_all([poet.request("秋思", **given)])[0].text
+    found = lines(rewrite.rewrite(poet, "秋思", written, number, n=2, **{**given, "seed": 9}))
+    assert [line for k, line in enumerate(found, 1) if k != number] == [
+        line for k, line in enumerate(lines(written), 1) if k != number
+    ]
+    assert len({rhyme.group(found[k][-1]) for k in (0, 1, 3)}) == 1
+    pattern = forms.patterns("五言绝句", "仄起入韵")[number - 1]
+    for want, char in zip(pattern, found[number - 1]):
+        assert want == "中" or rhyme.tone(char) == want
+
+
+def test_controls_follow_the_poem():
+    place = rewrite.find("春花\n夏雨\n秋风", 2)
+    assert rewrite._controls({"length": 40, "lines": 9}, place) == {"lines": 3}
+    kept = rewrite._controls({"acrostic": "甲乙", "first_line": "春花"}, place)
+    assert kept == {"lines": 3, "acrostic": "春夏秋", "first_line": "春花"}
+    assert rewrite._controls({"rhyme": "江阳"}, place)["rhyme"] == "江阳"
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
+    assert rewrite._controls({"rhyme": True}, place)["rhyme"] == rhyme.group("花")
 
 
 def test_first_line_may_be_rewritten_though_it_was_given(poet):
