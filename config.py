@@ -108,9 +108,10 @@ SWEEP = ""  # evaluate.py 比较几套抽样，如 "temperature=0.7,1;sampler=re
 _AUTO = {
     "temperature": 1.0,
     "top_k": 0,
-    "min_p": 0.03,
+    "min_p": 0.1,
     "repetition_penalty": 1.0,
     "presence_penalty": 1.0,
+    "frequency_penalty": 0.3,
     "steady_marks": True,
 }
 # 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
