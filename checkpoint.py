@@ -339,6 +339,13 @@ def models_in(folder: Path) -> list:
     return [folder / name for name in _MODELS if (folder / name).exists()]
 
 
+def all_models(folder: Path) -> list:
+    """folder 里像模型的全部文件（检查点是 zip，dataset.bin 之类不是），推理先用的在前。"""
+    usual = models_in(folder)
+    others = sorted(path for path in folder.glob("*.bin") if path not in usual and path.is_file())
+    return [*usual, *filter(zipfile.is_zipfile, others)]
+
+
 # ── 重建 ──────────────────────────────────────────────────────────────
 
 

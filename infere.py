@@ -1,5 +1,7 @@
 """和训练好的模型对话：python infere.py；或在程序里 from infere import chat, chat_stream。
 
+写好的诗还可以改：rewrite() 只换一行，titles() 给它起题目。
+
 导入本模块不载入任何东西（连 PyTorch 也不）；第一次 chat() 才载入 best_model.bin，
 没有它就用 checkpoint.bin。每个问题单独成诗，不记得上一个。对话里输入 /帮助 看全部命令。
 """
@@ -87,6 +89,35 @@ def chat_stream(
     return (piece.text for piece in poet.poems(request) if piece.text)
 
 
+@options.documented
+def rewrite(
+    question: str | None,
+    poem: str,
+    line: int,
+    *,
+    n: int = 8,
+    checkpoint: str | None = None,
+    **given: object,
+) -> str:
+    """改这一行：诗 poem 的第 line 行（从 1 数，空行不算）换一行，别的一字不动；返回整首诗。
+
+    写 n 种，挑最接得上后面的。question 是它的题目，没有就是 None；选项同 chat()，写它时用过的
+    藏头、押韵、格子照旧给，换的一行也守着。没有这一行等抛出 UserError。
+    """
+    from writing import rewrite as rewriting
+
+    given = _gather(given)
+    return rewriting.rewrite(_poet(checkpoint), question, poem, line, n, **given)
+
+
+def titles(poem: str, *, n: int = 5, checkpoint: str | None = None) -> list:
+    """给一首诗起题目：诗里最能抬高它的概率的词句，至多 n 个，最合适的在前。"""
+    from writing import titles as naming
+
+    _refuse_strangers()
+    return naming.suggest(_poet(checkpoint), poem, n)
+
+
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
     _refuse_strangers()
@@ -152,13 +183,14 @@ _ON = ("是", "开", "on")
 
 
 class Repl:
-    """一次对话的状态：选项与问过的问题。ask() 读一行，say() 写文字。"""
+    """一次对话的状态：选项、问过的问题、刚写的诗。ask() 读一行，say() 写文字。"""
 
     def __init__(self, ask: Callable = input, say: Callable[[str], None] | None = None) -> None:
         self.ask = ask
         self.say = say or _say
         self.options = {}
         self.history = []
+        self.poem = ""  # 刚写的，答案有几首时是最好的那首
 
     def run(self) -> None:
         """读到 exit 或输入结束为止；Ctrl-C 只停下正在写的诗。"""
@@ -208,6 +240,10 @@ class Repl:
             if not self.history:
                 raise UserError("还没有问过问题")
             self.answer(self.history[-1])
+        elif name in ("改", "rewrite"):
+            self.rewrite(value)
+        elif name in ("题目", "title"):
+            self.say(f"题目：{'　'.join(titles(self._written()))}\n")
         elif name in ("选项", "options"):
             self.say(self.settings())
         elif name in ("历史", "history"):
@@ -265,8 +301,24 @@ class Repl:
         else:
             for number, poem in enumerate(poems, 1):
                 self.say(f"回答 {number}：{poem}\n")
+        self.poem = poems[0]
         if check_copy:
             self._report_copies(poems)
+
+    def rewrite(self, value: str) -> None:
+        """刚写的诗换一行。"""
+        poem, given = self._written(), dict(self.options)
+        if not value.isdecimal():
+            raise UserError("要改第几行？例如：/改 3（空行不算）")
+        given.pop("n", None)
+        given.pop("check_copy", None)
+        self.poem = rewrite(self.history[-1] or None, poem, int(value), **given)
+        self.say(f"回答：{self.poem}\n")
+
+    def _written(self) -> str:
+        if not self.poem:
+            raise UserError("还没有写过诗")
+        return self.poem
 
     def _stream(self, pieces: Iterable[str]) -> str:
         self.say("回答：")
@@ -317,6 +369,7 @@ def help_text() -> str:
     """全部命令的说明。"""
     rows = ["直接输入题目，或“写一首……的诗”。命令（后面不写值就恢复默认）：\n"]
     rows += [f"  /{name} 值    {option.note}\n" for name, option in COMMANDS.items()]
+    rows.append("  /改 3    刚写的诗换掉第 3 行      /题目    给刚写的诗起题目\n")
     rows.append("  /重来  /选项  /历史  /清空  /帮助    exit 退出；写的时候 Ctrl-C 停下这一首\n")
     return "".join(rows)
 

@@ -506,6 +506,31 @@ def test_repl_retry_and_interrupt(poet):
     assert "回答 2：" in text and repl.history == ["春天", "春天"]
 
 
+def test_rewrite_and_titles(poet):
+    poem = infere.chat("春天", seed=3, lines=4)
+    found = infere.rewrite("春天", poem, 2, n=2, seed=5, lines=4)
+    old, new = (text.split("\n") for text in (poem, found))
+    assert [*old[:1], *old[2:]] == [*new[:1], *new[2:]] and old[1] != new[1]
+    assert found == infere.rewrite("春天", poem, 2, n=2, seed=5, lines=4)
+    names = infere.titles("一只鸟在想方向\n天空很长。\n夜色苍茫", n=2)
+    assert len(names) == 2 and names == infere.titles("一只鸟在想方向\n天空很长。\n夜色苍茫", n=2)
+    with pytest.raises(UserError, match="没有第 9 行"):
+        infere.rewrite("春天", poem, 9)
+    with pytest.raises(UserError, match="最接近的是 rhyme"):
+        infere.rewrite("春天", poem, 1, rhime=True)
+
+
+def test_repl_rewrites_the_last_poem_and_names_it(poet):
+    text, repl = talk(
+        "/改 1", "/题目", "/种子 3", "/行数 3", "春天", "/改 2", "/改", "/改 9", "/题目"
+    )
+    assert text.count("还没有写过诗") == 2 and "要改第几行" in text and "没有第 9 行" in text
+    poem = infere.chat("春天", seed=3, lines=3)
+    assert repl.poem == infere.rewrite("春天", poem, 2, seed=3, lines=3)
+    assert f"回答：{repl.poem}\n" in text
+    assert "题目：" + "　".join(infere.titles(repl.poem)) in text
+
+
 def test_repl_interrupt_stops_the_poem_only(poet, monkeypatch):
     def interrupted(*args, **kwargs):
         yield "春"
