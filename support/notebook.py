@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import Any, Callable
 
+from support.child import Output
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +32,10 @@ def run(
         **_apart(),
     )
     stopped = False
-    pieces = _read_aside(process.stdout)
+    output = Output(process.stdout)
     while True:
         try:
-            _show(pieces, watch, every)
+            _show(output, watch, every)
             break
         except KeyboardInterrupt:
             stopped = True
@@ -63,32 +61,11 @@ def _interrupt() -> int:
     return getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)
 
 
-def _read_aside(stream: BinaryIO) -> queue.Queue:
-    """另一个线程读输出，一来就放进队列；读完放一个 None。"""
-    pieces = queue.Queue()
-
-    def read() -> None:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        with stream:
-            while True:
-                data = stream.read1(1 << 16)
-                pieces.put(decoder.decode(data, final=not data))
-                if not data:
-                    pieces.put(None)
-                    return
-
-    threading.Thread(target=read, daemon=True).start()
-    return pieces
-
-
-def _show(pieces: queue.Queue, watch: Callable[[], object] | None, every: float) -> None:
-    """把队列里的字打印出来，直到读完。"""
+def _show(output: Output, watch: Callable[[], object] | None, every: float) -> None:
+    """来了的字都打印出来，直到读完。"""
     shown = time.monotonic()
     while True:
-        try:
-            piece = pieces.get(timeout=every)
-        except queue.Empty:
-            piece = ""
+        piece = output.get(every)
         if piece is None:
             return
         print(piece, end="", flush=True)
