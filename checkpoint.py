@@ -19,11 +19,12 @@ import torch
 from gpt import GPT, GPTConfig
 from kernels import int8
 from support import console, files
-from support.artefacts import BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS
+from support.artefacts import BEST_MODEL, BOX, CHECKPOINT, CHECKPOINT_PREVIOUS
 from support.console import UserError
 from tokenizer import HFTokenizer
 
 VERSION = 1
+BOX_FILE = Path(__file__).resolve().parent / BOX  # 随附的模型；可能没有
 _MODELS = (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS)  # 推理时先后找哪个
 _SEAL = b"sha256:"
 _COMMENT = len(_SEAL) + 64
@@ -324,6 +325,13 @@ def find(work_dir: str, given: str = "") -> Path:
         "请先训练：python train_gpt.py；或先跑一遍样例：python quickstart.py\n"
         "模型在别处：--WORK_DIR=目录；程序里写 config.WORK_DIR = 目录，或 checkpoint=文件"
     )
+
+
+def find_to_write(work_dir: str, given: str = "") -> Path:
+    """写诗用的模型文件：同 find，但没有指定、WORK_DIR 里也没有时，是随附的模型。"""
+    if given or models_in(Path(work_dir)) or not BOX_FILE.is_file():
+        return find(work_dir, given)
+    return BOX_FILE
 
 
 def models_in(folder: Path) -> list:

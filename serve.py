@@ -17,11 +17,12 @@ import ipaddress
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import config
-from support import artefacts, console, files
+from support import console
 from support.console import UserError
 from web import cors, server
 from web.app import Doors
@@ -73,8 +74,9 @@ def load_engine(settings: dict[str, Any]) -> Any:
 
 def load_first(service: Service, given: str) -> None:
     """启动时就载入模型；一个模型文件都没有时照样启动，训练页可用，有了模型再载入。"""
-    usual = (artefacts.BEST_MODEL, artefacts.CHECKPOINT)
-    if given or any(files.find_input(name, service.work_dir) for name in usual):
+    import checkpoint
+
+    if given or checkpoint.models_in(Path(service.work_dir)) or checkpoint.BOX_FILE.is_file():
         service.load_once()
     else:
         print("还没有模型，先只能看训练页；训练出 best_model.bin 后刷新网页就能写诗。")

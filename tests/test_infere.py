@@ -14,13 +14,14 @@ import torch
 import checkpoint
 import config
 import infere
+import quantize
 from kernels.products import half_problem
 from poems import chat_format, wording
 from poems.options import merge
 from support.console import UserError
 from tests import plain_generate, tiny_model
 from tests.conftest import ROOT
-from writing import engine
+from writing import engine, origin
 from writing.decoder import Decoder
 
 
@@ -574,3 +575,38 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
         command, capture_output=True, text=True, env=environment, check=False, timeout=300
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+# ── 随附的模型 ────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def boxed(poet, tmp_path, monkeypatch):
+    """WORK_DIR 是空的，随附的是量化过的小模型；返回 WORK_DIR。"""
+    box = tmp_path / "weights" / "poem.bin"
+    box.parent.mkdir()
+    quantize.quantize_file(poet.path, box)
+    monkeypatch.setattr(checkpoint, "BOX_FILE", box)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(config, "WORK_DIR", str(empty))
+    return empty
+
+
+def test_the_box_writes_when_there_is_no_model(boxed, capsys):
+    poem = infere.chat("春天", seed=1)
+    assert poem and infere.chat("春天", seed=1) == poem
+    said = capsys.readouterr().err
+    assert said.count("用随附的 weights/poem.bin") == 1 and str(boxed) in said
+
+
+def test_ones_own_model_comes_before_the_box(boxed, capsys):
+    tiny_model.save(boxed / "best_model.bin")
+    assert infere.chat("春天", seed=1) and "随附" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="没有找到模型"):
+        infere.chat("春天", checkpoint="nowhere.bin")
+
+
+def test_training_starts_from_the_box(boxed):
+    model = origin.open_model(str(checkpoint.BOX_FILE), str(boxed))
+    assert all(weight.dtype == torch.float32 for weight in model["weights"].values())
