@@ -216,6 +216,7 @@ def _is_own(name: str) -> bool:
 
 
 _given = set()
+_before = {}  # 命令行改过的：名字 → (原来的值, 改成的值)
 
 
 def given() -> set:
@@ -237,6 +238,8 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     if missing:
         _quit([f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in missing])
     argv = sys.argv[1:] if argv is None else argv
+    _forget()
+    before = values()
     if "--help" in argv or "-h" in argv:
         print(_help(doc or "", positional))
         sys.exit(0)
@@ -249,11 +252,24 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
             globals()[name] = value
             _given.add(name)
     _expand_home()
+    _before.update({name: (before[name], globals()[name]) for name in _given})
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:
         _quit(problems)
     return rest
+
+
+def _forget() -> None:
+    """上一个脚本的命令行不算了：笔记本里几个 %run 用的是同一个进程、同一份 config。
+
+    其间又改成别的值的（config.WORK_DIR = …）照改的。
+    """
+    for name, (value, changed) in _before.items():
+        if globals()[name] == changed:
+            globals()[name] = value
+    _before.clear()
+    _given.clear()
 
 
 def _expand_home() -> None:

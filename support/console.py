@@ -84,10 +84,10 @@ def explain(error: OSError) -> str:
 
 
 def progress(total: float | None, desc: str, unit: str = "首", **options: Any) -> tqdm:
-    """带剩余时间的进度条（tqdm）；输出不是终端时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
+    """带剩余时间的进度条（tqdm）；没有人在看时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
     from tqdm import tqdm
 
-    quiet = not streams.is_terminal(sys.stderr)
+    quiet = not (streams.is_terminal(sys.stderr) or streams.is_notebook(sys.stderr))
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower().replace("-", "")
     return tqdm(
         total=total,
