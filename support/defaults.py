@@ -73,4 +73,7 @@ DEFAULTS = {
     "PRESENCE_PENALTY": 0.0,
     "SAMPLES": 256,
     "SWEEP": "",
+    "STUDY": "screen",
+    "RECIPES": "",
+    "SEEDS": "1,2",
 }
