@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from poems import options
-from support import defaults
+from support import defaults, presets
 from support.console import UserError
 
 # ── 文件 ──────────────────────────────────────────────────────────────
@@ -23,6 +23,9 @@ DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin；evaluate 可写 a.bin,b.bin
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
 FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
+
+# ── 整套 ──────────────────────────────────────────────────────────────
+PRESET = "readme"  # 一整套量过的值：readme | laptop | hour | night | own；改过的、命令行给的优先
 
 # ── 特殊符号（编号依次为 0、1、2）─────────────────────────────────────
 PAD = "<|padding|>"  # 填充
@@ -130,6 +133,7 @@ _SHIPPED = {
 }
 
 _CHOICES = {
+    "PRESET": tuple(presets.PRESETS),
     "SAMPLER": ("auto", "readme"),
     "OPTIMIZER": ("muon", "adamw"),
     "GRAD_CHECKPOINT": ("on", "off"),
@@ -252,12 +256,21 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
         else:
             globals()[name] = value
             _given.add(name)
+    _apply_preset()
     _expand_home()
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:
         _quit(problems)
     return rest
+
+
+def _apply_preset() -> None:
+    """PRESET 的那一套；命令行给的、本文件里改过的一项一项地优先。"""
+    preset = presets.PRESETS.get(PRESET)
+    for name, value in preset.values.items() if preset else ():
+        if name not in _given and globals()[name] == defaults.DEFAULTS[name]:
+            globals()[name] = value
 
 
 def read(name: str, text: str) -> object:
@@ -390,6 +403,7 @@ def _help(doc: str, positional: tuple) -> str:
     for name in names():
         shown = f"--{name}={globals()[name]}"
         rows.append(f"  {shown:<34} {comments.get(name, '')}")
+    rows += ["", "PRESET 的几套（改过的、命令行给的优先）：", *presets.lines()]
     return "\n".join(rows)
 
 

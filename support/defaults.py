@@ -9,6 +9,7 @@ DEFAULTS = {
     "CHECKPOINT": "",
     "TOKENIZER": "auto",
     "FROM": "",
+    "PRESET": "readme",
     "PAD": "<|padding|>",
     "IM_START": "<|im_start|>",
     "IM_END": "<|im_end|>",
