@@ -6,6 +6,7 @@ generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 
           就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
 pairs     盲评的卷子：40 个题目，README 的抽样与 auto 各写一首，打乱；答案另存
 study     几种配方 × 几个种子，在少量的诗上各训练许多遍：表、图与 CSV（见 STUDY、RECIPES、SEEDS）
+curve     把 WORK_DIR 的训练收成一份参照的曲线（OUT，默认 docs/curves/WORK_DIR 的名字.csv）
 data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB（在临时目录里）
 """
 
@@ -394,6 +395,17 @@ def study() -> dict:
     }
 
 
+def curve() -> dict:
+    """train_log.csv → docs/curves/ 里的参照；已有的改名留着。"""
+    from training import reference
+
+    folder = Path(config.WORK_DIR)
+    out = Path(config.OUT or reference.FOLDER / f"{folder.resolve().name}.csv")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.keep_aside(out)
+    return {"out": str(out), **reference.collect(folder, out)}
+
+
 # ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
 
 COMMANDS = {
@@ -401,6 +413,7 @@ COMMANDS = {
     "learn": learn,
     "generate": generate,
     "study": study,
+    "curve": curve,
     "data": data,
     "pairs": pairs,
 }
