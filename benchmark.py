@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 import config
-from support import artefacts, console, files, hardware
+from support import artefacts, console, files, hardware, threads
 from support.console import UserError
 
 if TYPE_CHECKING:
@@ -421,6 +421,7 @@ COMMANDS = {
 
 def main() -> None:
     """按名字测速。"""
+    threads.wait_briefly()  # 同训练；要在导入 PyTorch 之前
     chosen = config.load(__doc__, positional=(("项目", tuple(COMMANDS)),))
     if not chosen:
         raise UserError(f"请写明测什么：python benchmark.py {' | '.join(COMMANDS)}")
