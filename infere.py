@@ -26,6 +26,8 @@ class _Home:
     """
 
     def __init__(self) -> None:
+        if not (_HERE / "poems").is_dir():
+            raise ImportError("infere.py 要和项目的其余文件在一起：pip install -e 项目的文件夹")
         names = {path.stem for path in _HERE.glob("*.py")}
         names |= {path.parent.name for path in _HERE.glob("*/__init__.py")}
         self._shared = {name for name in names if _is_foreign(name)}
@@ -67,8 +69,6 @@ def _is_foreign(name: str) -> bool:
     return origin is None or Path(origin).resolve() not in ours
 
 
-if not (_HERE / "poems").is_dir():
-    raise ImportError("infere.py 要和项目的其余文件在一起；安装请用 pip install -e 项目的文件夹")
 _home = _Home()
 with _home:
     import config
@@ -171,18 +171,19 @@ def rewrite(
     写 n 种，挑最接得上后面的。question 是它的题目，没有就是 None；选项同 chat()，写它时用过的
     藏头、押韵、格子照旧给，换的一行也守着。没有这一行等抛出 UserError。
     """
-    from writing import rewrite as rewriting
-
     given = _gather(given)
-    return rewriting.rewrite(_poet(checkpoint), question, poem, line, n, **given)
+    with _home:
+        from writing import rewrite as rewriting
+
+        return rewriting.rewrite(_poet(checkpoint), question, poem, line, n, **given)
 
 
 def titles(poem: str, *, n: int = 5, checkpoint: str | None = None) -> list:
     """给一首诗起题目：诗里最能抬高它的概率的词句，至多 n 个，最合适的在前。"""
-    from writing import titles as naming
+    with _home:
+        from writing import titles as naming
 
-    _refuse_strangers()
-    return naming.suggest(_poet(checkpoint), poem, n)
+        return naming.suggest(_poet(checkpoint), poem, n)
 
 
 def _gather(given: dict) -> dict:
@@ -241,7 +242,7 @@ class Repl:
 
     def __init__(self, ask: Callable = input, say: Callable[[str], None] | None = None) -> None:
         self.ask = ask
-        self.say = say or _say
+        self.say = say or console.say
         self.options = {}
         self.history = []
         self.poem = ""  # 刚写的，答案有几首时是最好的那首
@@ -249,7 +250,7 @@ class Repl:
     def run(self) -> None:
         """读到 exit 或输入结束为止；Ctrl-C 只停下正在写的诗。"""
         self.say("Chat with GPT (type 'exit' to quit)\n")
-        _enable_history()
+        console.enable_history()
         interrupted = False
         while True:
             try:
@@ -428,30 +429,6 @@ def help_text() -> str:
     return "".join(rows)
 
 
-def _say(text: str) -> None:
-    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
-
-
-def _ask(prompt: str) -> str:
-    _say(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
-
-
-def _enable_history() -> None:
-    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            import readline  # noqa: F401
-        except ImportError:
-            return
-
-
 def main() -> None:
     """对话。"""
     config.load(__doc__)
@@ -459,7 +436,7 @@ def main() -> None:
         sys.stdin.reconfigure(errors="replace")
     _poet()  # 没有模型就现在说
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    Repl(input if terminal else _ask).run()
+    Repl(input if terminal else console.ask).run()
 
 
 if __name__ == "__main__":

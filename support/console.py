@@ -119,3 +119,31 @@ def width(text: str) -> int:
 def pad(text: str, size: int) -> str:
     """右边补空格到 size 格。"""
     return text + " " * (size - width(text))
+
+
+# ── 对话 ──────────────────────────────────────────────────────────────
+
+
+def say(text: str) -> None:
+    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def ask(prompt: str) -> str:
+    """问一句，读一行；输入结束时抛出 EOFError。"""
+    say(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def enable_history() -> None:
+    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            import readline  # noqa: F401
+        except ImportError:
+            return

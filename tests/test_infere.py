@@ -131,7 +131,7 @@ def test_engine_equals_the_plain_generator(poet, given):
 
 def test_additive_penalties_count_the_poem_only(poet):
     """同批的别的诗、问题与规定的开头都不受影响。"""
-    plain = {**config.sampling(), "seed": 3, "max_new_tokens": 40}
+    plain = {**config.sampling(), "frequency_penalty": 0.0, "seed": 3, "max_new_tokens": 40}
     wanted = [
         {**plain, "first_line": "春天的花", "presence_penalty": 1.0},
         plain,
