@@ -18,7 +18,8 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import config
 from support import console
@@ -109,7 +110,13 @@ def check_installed() -> None:
         ) from error
 
 
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """还在载入时被叫停。容器里是 1 号进程，系统不替它装默认的处理。"""
+    sys.exit(128 + number)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, leave)
     config.load(__doc__)
     host, port = config.HOST, config.PORT
     check_address(host, config.API_KEY)

@@ -71,7 +71,7 @@ TABLE = (
     Option(
         "repetition_penalty", float, "重复惩罚", "1 = 不惩罚", REPEAT, 1.0, 0.1, 10,
         setting="REPETITION_PENALTY", slider=(1, 2, 0.05), aliases=("repeat_penalty", "rep_pen"),
-        instead=("presence_penalty",),
+        instead=("presence_penalty", "frequency_penalty"),
     ),
     Option(
         "presence_penalty", float, "出现惩罚", "诗里写过的字词减去这么多，负的是鼓励", REPEAT,

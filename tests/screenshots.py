@@ -2,8 +2,8 @@
 
     python -m tests.screenshots [--seed 7] [--question 夜里有灯] [--CHECKPOINT=… --WORK_DIR=…]
 
-得到 docs/page.png（宽屏）、docs/page-phone.png（手机宽度）、docs/card.png（竖排的图片）；WORK_DIR
-里有训练记录时还有 docs/train.png。页面用减少动态的样式，背景不用渐变，图才小。
+得到 docs/page.png（宽屏）、docs/page-phone.png（手机宽度）、docs/card.png（竖排的图片）；
+WORK_DIR 里有训练记录时还有 docs/train.png。页面用减少动态的样式，背景不用渐变，图才小。
 """
 
 from __future__ import annotations
