@@ -7,12 +7,17 @@ python diagnose.py memory       预测的训练内存，对照本机 CPU 上真�
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 from pathlib import Path
 
 import config
 from checks import files, finding, machine, memory, packages, tokens
 from checks.finding import Settings
-from support import artefacts, console
+from support import artefacts
 
 SECTIONS = (
     ("环境", (*packages.CHECKS, *machine.CHECKS)),

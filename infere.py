@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import importlib.util
 import sys
 import warnings
@@ -15,7 +20,6 @@ from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 import config
 from poems import options
 from poems.options import Option
-from support import console
 from support.console import UserError
 
 if TYPE_CHECKING:

@@ -11,6 +11,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import errno
 import functools
 import ipaddress
@@ -20,7 +25,7 @@ import sys
 from typing import Any
 
 import config
-from support import artefacts, console, files
+from support import artefacts, files
 from support.console import UserError
 from web import cors, server
 from web.app import Doors

@@ -404,7 +404,9 @@ def _vocab_problem(spec: dict) -> str | None:
     for left, right in pairs:
         if not (left in vocab and right in vocab and left + right in vocab):
             return f"合并 {left} + {right} 用到了词表里没有的 token"
-    return None
+    known = {left + right for left, right in pairs}.union(BYTE_CHARS, special)
+    lost = [name for name in vocab if name not in known]
+    return f"没有合并写得出词表里的 {lost[0]!r}" if lost else None
 
 
 def _special_ids(spec: dict) -> dict[str, int]:
