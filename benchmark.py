@@ -10,11 +10,6 @@ data      数据：清洗、两种分词器、两种数据集，各步每秒多�
 
 from __future__ import annotations
 
-from support import console
-
-if __name__ == "__main__":
-    console.quiet_imports()
-
 import json
 import statistics
 import subprocess
@@ -25,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import config
-from support import artefacts, files, hardware
+from support import artefacts, console, files, hardware
 from support.console import UserError
 
 if TYPE_CHECKING:

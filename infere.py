@@ -94,6 +94,9 @@ def chat_stream(
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
     _refuse_strangers()
+    lacking = config.missing()
+    if lacking:
+        raise UserError("配置有误：" + "；".join(lacking))
     options.check_names(given)
     return options.merge(config.sampling(), given)
 

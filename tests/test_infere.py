@@ -559,6 +559,21 @@ def test_own_config_in_front_is_named(tmp_path):
     assert done.returncode == 1 and f"{tmp_path / 'config.py'} 挡住了" in done.stderr
 
 
+def test_own_common_does_not_matter(tmp_path, folder):
+    (tmp_path / "common.py").write_text("raise RuntimeError\n", encoding="utf-8")
+    code = f"import config\nconfig.WORK_DIR, config.DEVICE = {str(folder)!r}, 'cpu'\n"
+    code += "from infere import chat\nprint(bool(chat('春天', seed=1, max_new_tokens=4)))"
+    done = elsewhere(tmp_path, code)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_line_missing_in_config_is_named(monkeypatch):
+    for name in ("TOP_K", "SEED"):
+        monkeypatch.delattr(config, name)
+    with pytest.raises(UserError, match=r"缺少 SEED（默认 42）.*缺少 TOP_K"):
+        infere.chat("春天")
+
+
 def test_no_model_names_the_whole_folder_and_the_way_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "WORK_DIR", ".")
