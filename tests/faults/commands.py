@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-import resource
 
 import config
 from tests.faults import outcome, sabotage
@@ -89,7 +88,7 @@ def scripts(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     words = [each for each in words if not each.startswith(("--RAW_DATA=/", "--RAW_DATA=~"))]
     trial = shop.copy(shop.whole)
     before = {path.name: outcome.raw(path) for path in trial.iterdir()}
-    memory = sabotage.limit(_MEMORY, resource.RLIMIT_AS)
+    memory = sabotage.limit(_MEMORY, "AS")
     full = (script, *_SCRIPTS[script], *words)
     code, text = run(full, trial, sabotage.both(swift, memory), seconds=15)
     if code is None:  # 合规矩的大数：做得久，不是错

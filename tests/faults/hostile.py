@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import struct
 import zipfile
 from pathlib import Path
@@ -142,7 +141,7 @@ def one(shop: Workshop, tally: Tally, rng: random.Random) -> None:
         path.unlink()
     kind(path, rng)
     words = rng.choice((*TARGETS[name], ("diagnose.py",)))
-    memory = sabotage.limit(_MEMORY, resource.RLIMIT_AS)
+    memory = sabotage.limit(_MEMORY, "AS")
     code, text = run(words, trial, sabotage.both(swift, memory), seconds=60)
     verdict, detail = judge(code, text, (0, 1))
     if (trial / "EXPLODED").exists():
@@ -164,7 +163,7 @@ def mistyped(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     if name == artefacts.MODEL_INT8:
         readers = (("infere.py", "--CHECKPOINT=model_int8.bin"),)
     words = rng.choice(readers)
-    memory = sabotage.limit(_MEMORY, resource.RLIMIT_AS)
+    memory = sabotage.limit(_MEMORY, "AS")
     code, text = run(words, trial, sabotage.both(swift, memory))
     verdict, detail = judge(code, text, (0, 1))
     if verdict == TOLD and mark not in outcome.hashes(trial):

@@ -22,49 +22,38 @@ _FOLDERS = (artefacts.EXPORT_HF, artefacts.EXPORT_GGUF)  # 目录换不成一步
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-def moments(shop: Workshop, case: Case) -> int:
-    """没被打扰时，它有几次改动磁盘的调用。"""
-    trial, place = shop.copy(case.ready), shop.folder / "moments"
-    run(case.words, trial, sabotage.both(swift, sabotage.count(place)))
+def kill(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> None:
+    """杀一到三次，再做完，与没被打扰的比。"""
+    trial, kept = shop.copy(case.ready), precious(case)
+    part = f"杀死 {script(case)}"
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        how = _strike(case, trial, rng)
+        if how is None:
+            break
+        problem = after_kill(case, trial)
+        tally.add(part, LOST if problem else FINE, f"{case.name} {how}：{problem}")
+    problem = finished(case, trial, kept)
+    if problem is not None:
+        tally.add(part, problem[0], f"{case.name} 再做一遍：{problem[1]}")
     shop.clear(trial)
-    return place.stat().st_size
 
 
-class Kills:
-    """杀死；moments 各步有几个时刻，头一次用到时数。"""
+def _strike(case: Case, trial: Path, rng: random.Random) -> str | None:
+    """杀死一次，返回怎样杀的；它先做完了就是 None。"""
+    if CAN_FORK and rng.random() < 0.7:
+        moment, after = rng.randrange(case.moments), rng.random() < 0.5
+        prepare = sabotage.both(swift, sabotage.kill_at(moment, after))
+        code, _ = run(case.words, trial, prepare)
+        return f"第 {moment} 个时刻{'之后' if after else ''}" if code == KILLED else None
+    process, wait = Process(case.words, trial, swift), rng.uniform(0, case.seconds)
+    time.sleep(wait)
+    process.kill()
+    return f"{wait:.3f} 秒后" if process.poll() == KILLED else None
 
-    def __init__(self, shop: Workshop, tally: Tally) -> None:
-        self.shop, self.tally = shop, tally
-        self._moments = {}
 
-    def one(self, case: Case, rng: random.Random) -> None:
-        """杀一到三次，再做完，与没被打扰的比。"""
-        trial = self.shop.copy(case.ready)
-        kept = precious(case)
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            how = self._strike(case, trial, rng)
-            if how is None:
-                break
-            problem = after_kill(case, trial)
-            self.tally.add(f"杀死 {case.name}", LOST if problem else FINE, f"{how}：{problem}")
-        problem = finished(case, trial, kept)
-        if problem is not None:
-            self.tally.add(f"杀死 {case.name}", problem[0], f"再做一遍：{problem[1]}")
-        self.shop.clear(trial)
-
-    def _strike(self, case: Case, trial: Path, rng: random.Random) -> str | None:
-        """杀死一次，返回怎样杀的；它先做完了就是 None。"""
-        if CAN_FORK and rng.random() < 0.6:
-            if case.name not in self._moments:
-                self._moments[case.name] = moments(self.shop, case)
-            moment, after = rng.randrange(self._moments[case.name]), rng.random() < 0.5
-            prepare = sabotage.both(swift, sabotage.kill_at(moment, after))
-            code, _ = run(case.words, trial, prepare)
-            return f"第 {moment} 个时刻{'之后' if after else ''}" if code == KILLED else None
-        process, wait = Process(case.words, trial, swift), rng.uniform(0, 1.1 * case.seconds)
-        time.sleep(wait)
-        process.kill()
-        return f"{wait:.3f} 秒后" if process.poll() == KILLED else None
+def script(case: Case) -> str:
+    """哪个脚本，不论目录里有没有上一次的产物。"""
+    return case.name.split("（")[0]
 
 
 def precious(case: Case) -> dict:
@@ -120,17 +109,17 @@ def signals(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> Non
     for _ in range(count):
         process.send(number)
         time.sleep(rng.uniform(0, 0.06 / count))
-    code, part = process.wait(), f"信号 {case.name}"
+    code = process.wait()
     usual = (0, 128 + number) if name == "SIGINT" else (0, 128 + number, -number)
     verdict, detail = judge(0 if code == -number else code, process.text(), usual)
-    detail = detail and f"{count} 个 {name}，{wait:.3f} 秒后：{detail}"
+    detail = detail and f"{case.name} {count} 个 {name}，{wait:.3f} 秒后：{detail}"
     problem = after_kill(case, trial)
     if verdict in (TOLD, FINE) and problem:
         verdict, detail = LOST, problem
     if verdict in (TOLD, FINE):
         worse = finished(case, trial, kept)
         verdict, detail = worse or (verdict, detail)
-    tally.add(part, verdict, detail)
+    tally.add("信号", verdict, detail)
     shop.clear(trial)
 
 

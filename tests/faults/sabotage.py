@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import errno
 import os
-import resource
 import signal
 import tempfile
 from pathlib import Path
@@ -39,9 +38,16 @@ def fail_at(moment: int, number: int, lasting: bool = False):
     return lambda: _watch(_at(moment, deed, lasting))
 
 
-def limit(size: int, kind: int = resource.RLIMIT_FSIZE):
-    """prepare：文件（或内存）至多 size 字节。"""
-    return lambda: resource.setrlimit(kind, (size, resource.RLIM_INFINITY))
+def limit(size: int, kind: str = "FSIZE"):
+    """prepare：文件（FSIZE）或内存（AS）至多 size 字节。"""
+
+    def prepare() -> None:
+        import resource
+
+        number = getattr(resource, f"RLIMIT_{kind}")
+        resource.setrlimit(number, (size, resource.RLIM_INFINITY))
+
+    return prepare
 
 
 def both(*steps):

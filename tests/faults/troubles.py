@@ -6,7 +6,7 @@ import os
 import random
 import time
 
-from tests.faults import kills, outcome, sabotage
+from tests.faults import outcome, sabotage
 from tests.faults.kills import after_kill, finished, precious
 from tests.faults.tally import FINE, LOST, TOLD, WRONG, Tally, judge
 from tests.faults.workshop import Case, Process, Workshop, run, swift
@@ -15,44 +15,36 @@ _ENOUGH = ("checkpoint.bin",)  # 训练：记录少几行不要紧，权重要�
 _PROMISES = ("没有改动任何文件", "已有的文件没有改动", "什么都没有改动")
 
 
-class Disk:
-    """磁盘的错误；moments 各步有几个时刻。"""
+def disk(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> None:
+    """磁盘出一次错（或从此都出错），再在好的磁盘上做完。"""
+    trial, kept = shop.copy(case.ready), precious(case)
+    before = {path.name: outcome.raw(path) for path in trial.iterdir()}
+    how, prepare = _trouble(case, rng)
+    code, text = run(case.words, trial, sabotage.both(swift, prepare))
+    verdict, detail = judge(code, text, allowed=(0, 1))
+    problem = after_kill(case, trial)
+    if verdict in (TOLD, FINE) and problem:
+        verdict, detail = LOST, problem
+    if verdict == TOLD and any(promise in text for promise in _PROMISES):
+        changed = [name for name, mark in before.items() if not _same(trial / name, mark)]
+        if changed:
+            verdict, detail = WRONG, f"说没有改动，却动了 {'、'.join(changed)}"
+    if verdict in (TOLD, FINE):
+        only = _ENOUGH if case.name.startswith("train_gpt") else ()
+        worse = finished(case, trial, kept, only)
+        verdict, detail = worse or (verdict, detail)
+    tally.add("磁盘出错", verdict, f"{case.name} {how}：{detail}")
+    shop.clear(trial)
 
-    def __init__(self, shop: Workshop, tally: Tally) -> None:
-        self.shop, self.tally = shop, tally
-        self._moments = {}
 
-    def one(self, case: Case, rng: random.Random) -> None:
-        """出一次错（或从此都出错），再在好的磁盘上做完。"""
-        trial, kept = self.shop.copy(case.ready), precious(case)
-        before = {path.name: outcome.raw(path) for path in trial.iterdir()}
-        how, prepare = self._trouble(case, rng)
-        code, text = run(case.words, trial, sabotage.both(swift, prepare))
-        verdict, detail = judge(code, text, allowed=(0, 1))
-        problem = after_kill(case, trial)
-        if verdict in (TOLD, FINE) and problem:
-            verdict, detail = LOST, problem
-        if verdict == TOLD and any(promise in text for promise in _PROMISES):
-            changed = [name for name, mark in before.items() if not _same(trial / name, mark)]
-            if changed:
-                verdict, detail = WRONG, f"说没有改动，却动了 {'、'.join(changed)}"
-        if verdict in (TOLD, FINE):
-            only = _ENOUGH if case.name.startswith("train_gpt") else ()
-            worse = finished(case, trial, kept, only)
-            verdict, detail = worse or (verdict, detail)
-        self.tally.add(f"磁盘 {case.name}", verdict, f"{how}：{detail}")
-        self.shop.clear(trial)
-
-    def _trouble(self, case: Case, rng: random.Random) -> tuple:
-        if rng.random() < 0.4:
-            size = rng.randrange(0, 1 << rng.randrange(8, 20))
-            return f"文件至多 {size} 字节", sabotage.limit(size)
-        if case.name not in self._moments:
-            self._moments[case.name] = kills.moments(self.shop, case)
-        moment, number = rng.randrange(self._moments[case.name]), rng.choice(sabotage.ERRORS)
-        lasting = rng.random() < 0.5
-        how = f"第 {moment} 个时刻{'起' if lasting else ''}{os.strerror(number)}"
-        return how, sabotage.fail_at(moment, number, lasting)
+def _trouble(case: Case, rng: random.Random) -> tuple:
+    if rng.random() < 0.4:
+        size = rng.randrange(0, 1 << rng.randrange(8, 20))
+        return f"文件至多 {size} 字节", sabotage.limit(size)
+    moment, number = rng.randrange(case.moments), rng.choice(sabotage.ERRORS)
+    lasting = rng.random() < 0.5
+    how = f"第 {moment} 个时刻{'起' if lasting else ''}{os.strerror(number)}"
+    return how, sabotage.fail_at(moment, number, lasting)
 
 
 def _same(path, mark: str) -> bool:

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults import sabotage
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLED = -int(getattr(signal, "SIGKILL", signal.SIGTERM))
 CAN_FORK = hasattr(os, "fork")
@@ -218,6 +220,7 @@ class Case(NamedTuple):
     ready: Path
     calm: Path
     seconds: float  # 没被打扰时用了多久
+    moments: int  # 其间有几次改动磁盘的调用
 
 
 class Workshop:
@@ -258,13 +261,13 @@ class Workshop:
         number = len(self.cases)
         ready, calm = (self.folder / f"{kind}{number}" for kind in ("ready", "calm"))
         shutil.copytree(work, ready)
-        began = time.monotonic()
-        code, text = run(step.words, work, swift)
-        seconds = time.monotonic() - began
+        began, moments = time.monotonic(), self.folder / "moments"
+        code, text = run(step.words, work, sabotage.both(swift, sabotage.count(moments)))
+        seconds, count = time.monotonic() - began, moments.stat().st_size if CAN_FORK else 0
         if code:
             raise RuntimeError(f"{step.name} 没被打扰也没有做成：{text}")
         shutil.copytree(work, calm)
-        self.cases.append(Case(step.name, step.words, step.writes, ready, calm, seconds))
+        self.cases.append(Case(step.name, step.words, step.writes, ready, calm, seconds, count))
 
     def copy(self, source: Path) -> Path:
         """source 的一份新的拷贝，里面可以随便弄坏。"""
