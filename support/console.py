@@ -18,19 +18,23 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+_INTERRUPTED = "\n已中断。\n"
+
+
 class UserError(Exception):
     """使用者能够自己解决的错误：消息写明错在哪里、保住了什么、怎样修好。"""
 
 
 def quiet_imports() -> None:
     """导入的几秒里按 Ctrl-C 也只是一句话：那时什么都还没有做。脚本最前面叫它。"""
-    signal.signal(signal.SIGINT, _leave_at_once)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # 没有人叫它不要理会
+        signal.signal(signal.SIGINT, _leave_at_once)
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError):
         os.write(
-            2, "\n已中断。\n".encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace")
+            2, _INTERRUPTED.encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace")
         )
     os._exit(130)
 
@@ -43,20 +47,22 @@ def run(main: Callable[[], int | None], must_finish: bool = False) -> None:
     streams.prepare()
     if signal.getsignal(signal.SIGINT) is _leave_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if must_finish:
         streams.keep_on_without_output()
     try:
         code = _outcome(main)
-    except KeyboardInterrupt:  # 正在说“已中断”，又按了一次
-        code = 130
-    _leave_quietly(code)
+    except KeyboardInterrupt:
+        _on_interrupt(signal.SIG_IGN)  # 按住不放、连按：先把话说完
+        code = _failed(_INTERRUPTED.rstrip(), 130)
+    if heeded:  # 此后的 Ctrl-C 只是走得快些，不再有回溯
+        _on_interrupt(lambda *_: os._exit(code))
     sys.exit(code)
 
 
-def _leave_quietly(code: int) -> None:
-    """该说的都说了：此后的 Ctrl-C（按住不放、连按）只是走得快些，不再有回溯。"""
+def _on_interrupt(handler: Any) -> None:
     with contextlib.suppress(ValueError):  # 不在主线程时不能装
-        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+        signal.signal(signal.SIGINT, handler)
 
 
 def _outcome(main: Callable[[], int | None]) -> int:
@@ -72,8 +78,6 @@ def _outcome(main: Callable[[], int | None]) -> int:
         return 141
     except OSError as error:
         return _failed(f"出错了：{explain(error)}", 1)
-    except KeyboardInterrupt:
-        return _failed("\n已中断。", 130)
 
 
 def _failed(text: str, code: int) -> int:

@@ -1,9 +1,10 @@
-"""故障演习：python -m tests.faults [--SECONDS=120] [--SEED=0] [--ONLY=kills,disk]
+"""故障演习：python -m tests.faults [--SECONDS=120] [--SEED=0] [--ONLY=kills,disk] [--TIMES=5]
 
 每个会写的脚本在随机的时刻被杀死、被信号打断、遇上坏磁盘、两个一起写；每一种文件被弄坏、被换成
 恶意的；每个脚本的选项、接口与 chat() 的每个字段乱写；外来的诗乱拼。最后是一张表：试了几次，
 说明白几次，照常几次；丢失、回溯、悄悄错应当都是 0，有一个就以 1 退出。
-时间分给各项；第 n 次尝试由（种子、项、n）决定，只有杀死的时刻随机器快慢。
+时间分给各项（给了 TIMES 就各做这么多次）。第 n 次尝试由（种子、项、n）决定，
+只有按时间杀死的时刻随机器快慢。
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ SHARES = {
     "chat": 4,
     "served": 6,
 }
+_STRIDE = 8  # 与步数互素：少做几次时也轮到各种脚本
 _FORKING = ("disk", "two", "scripts", "hostile", "mistyped", "commands")
 
 
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--SECONDS", type=float, default=120.0)
     parser.add_argument("--SEED", default="0")
     parser.add_argument("--ONLY", default=",".join(SHARES))
+    parser.add_argument("--TIMES", type=int, default=0)
     given = parser.parse_args()
     chosen = [name for name in given.ONLY.split(",") if name in SHARES]
     if not CAN_FORK:
@@ -71,16 +74,16 @@ def main() -> int:
     began, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory(dir=_quick_disk()) as folder:
         shop = Workshop(Path(folder))
-        campaign(shop, tally, chosen, given.SEED, given.SECONDS)
+        campaign(shop, tally, chosen, given)
     print(tally.table())
     seconds = console.duration(time.monotonic() - began)
     print(f"\n种子 {given.SEED}，{seconds}，坏的 {tally.bad} 次")
     return 1 if tally.bad else 0
 
 
-def campaign(shop: Workshop, tally: Tally, chosen: list, seed: str, seconds: float) -> None:
-    """各项依次做，时间照份数分。"""
-    left = seconds
+def campaign(shop: Workshop, tally: Tally, chosen: list, given: argparse.Namespace) -> None:
+    """各项依次做，时间照份数分，或各做 TIMES 次。"""
+    left, seed = given.SECONDS, given.SEED
     for place, name in enumerate(chosen):
         began = time.monotonic()
         share = max(left, 0) * SHARES[name] / sum(SHARES[each] for each in chosen[place:])
@@ -89,10 +92,14 @@ def campaign(shop: Workshop, tally: Tally, chosen: list, seed: str, seconds: flo
             asks.Served(_folder(shop, name), tally).run(share, seed)
             continue
         one, number = deed(name, shop, tally), 0
-        while number == 0 or time.monotonic() - began < share:
+        while _goes_on(number, given.TIMES, time.monotonic() - began, share):
             one(number, f"{seed} {name} {number}")
             number += 1
         left -= time.monotonic() - began
+
+
+def _goes_on(number: int, times: int, seconds: float, share: float) -> bool:
+    return number < times if times else number == 0 or seconds < share
 
 
 def deed(name: str, shop: Workshop, tally: Tally) -> object:
@@ -106,7 +113,7 @@ def deed(name: str, shop: Workshop, tally: Tally) -> object:
     if name in by_case:
         cases, one = shop.cases, by_case[name]
         return lambda number, seed: one(
-            shop, tally, cases[number % len(cases)], random.Random(seed)
+            shop, tally, cases[number * _STRIDE % len(cases)], random.Random(seed)
         )
     one = {
         "early": lambda: lambda rng: kills.early_interrupt(shop, tally, rng),
