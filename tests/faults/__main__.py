@@ -72,12 +72,13 @@ def main() -> int:
         chosen = [name for name in chosen if name not in _FORKING]
     print(f"种子 {given.SEED}，{given.SECONDS:g} 秒：{'、'.join(chosen)}", flush=True)
     began, tally = time.monotonic(), Tally()
-    with tempfile.TemporaryDirectory(dir=_quick_disk()) as folder:
-        shop = Workshop(Path(folder))
-        campaign(shop, tally, chosen, given)
-    print(tally.table())
-    seconds = console.duration(time.monotonic() - began)
-    print(f"\n种子 {given.SEED}，{seconds}，坏的 {tally.bad} 次")
+    try:
+        with tempfile.TemporaryDirectory(dir=_quick_disk()) as folder:
+            campaign(Workshop(Path(folder)), tally, chosen, given)
+    finally:  # 半路停下的也有表
+        print(tally.table())
+        seconds = console.duration(time.monotonic() - began)
+        print(f"\n种子 {given.SEED}，{seconds}，坏的 {tally.bad} 次")
     return 1 if tally.bad else 0
 
 

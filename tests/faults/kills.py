@@ -23,10 +23,10 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def kill(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> None:
-    """杀一到三次，再做完，与没被打扰的比。"""
+    """杀一到五次，再做完，与没被打扰的比。"""
     trial, kept = shop.copy(case.ready), precious(case)
     part = f"杀死 {script(case)}"
-    for _ in range(rng.choice((1, 1, 2, 3))):
+    for _ in range(rng.randint(1, 5)):
         how = _strike(case, trial, rng)
         if how is None:
             break

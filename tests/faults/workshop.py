@@ -24,6 +24,7 @@ from tests.faults import sabotage
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLED = -int(getattr(signal, "SIGKILL", signal.SIGTERM))
 CAN_FORK = hasattr(os, "fork")
+_HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if CAN_FORK)
 _USED = ("torch", "numpy", "tokenizers", "tqdm", "checkpoint", "dataset", "data_clean", "quantize")
 _USED += ("hug_face_tokenizer", "train_BPEtokennizer", "train_dataset_all", "export", "infere")
 _USED += ("training.loop", "writing.engine", "evaluate", "diagnose", "serve", "train_gpt")
@@ -104,10 +105,13 @@ class Process:
         """prepare：在子进程里、脚本之前做的事（打补丁、设限制），只在能 fork 时有。"""
         self.out = folder.with_name(folder.name + ".out")
         self._code, self._popen = None, None
+        self.out.touch()
         if CAN_FORK:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # 子进程准备好了才收信号
             self.pid = os.fork()
             if not self.pid:
                 _become(words, folder, self.out, prepare)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
             return
         with open(self.out, "wb") as out:
             command = [sys.executable, str(ROOT / words[0]), *words[1:]]
@@ -168,13 +172,14 @@ def _become(words: tuple, folder: Path, out: Path, prepare: object) -> None:
             io.TextIOWrapper(io.BufferedWriter(each), "utf-8", line_buffering=True)
             for each in streams
         )
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _HELD:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
         if prepare is not None:
             prepare()
         sys.argv = [str(ROOT / words[0]), *words[1:]]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as left:
