@@ -201,6 +201,12 @@ def names() -> list:
     return [name for name in globals() if name.isupper() and not name.startswith("_")]
 
 
+def missing() -> list:
+    """本文件里少了的常量（被删掉或注释掉的），各一句话。"""
+    lacking = [name for name in defaults.DEFAULTS if name not in globals()]
+    return [f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in lacking]
+
+
 def values() -> dict:
     """当前全部常量：名字 → 值。"""
     return {name: globals()[name] for name in names()}
@@ -243,9 +249,9 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    missing = [name for name in defaults.DEFAULTS if name not in globals()]
-    if missing:
-        _quit([f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in missing])
+    lacking = missing()
+    if lacking:
+        _quit(lacking)
     argv = sys.argv[1:] if argv is None else argv
     _forget()
     before = values()

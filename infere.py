@@ -1,13 +1,17 @@
 """和训练好的模型对话：python infere.py；或在程序里 from infere import chat, chat_stream。
 
 写好的诗还可以改：rewrite() 只换一行，titles() 给它起题目。
-
 导入本模块不载入任何东西（连 PyTorch 也不）；第一次 chat() 才载入 best_model.bin，
 没有它就用 checkpoint.bin。每个问题单独成诗，不记得上一个。对话里输入 /帮助 看全部命令。
 在别的文件夹里导入、那里有自己的 config.py 之类也不要紧；本项目的配置是 infere.config。
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from support import console
+
+    console.quiet_imports()
 
 import importlib.util
 import sys
@@ -188,6 +192,9 @@ def titles(poem: str, *, n: int = 5, checkpoint: str | None = None) -> list:
 
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
+    lacking = config.missing()
+    if lacking:
+        raise UserError("配置有误：" + "；".join(lacking))
     options.check_names(given)
     return options.merge(config.sampling(), given)
 

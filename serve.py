@@ -11,6 +11,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import errno
 import functools
 import ipaddress
@@ -22,7 +27,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import config
-from support import console
 from support.console import UserError
 from web import cors, server
 from web.app import Doors
