@@ -1,11 +1,17 @@
 """和训练好的模型对话：python infere.py；或在程序里 from infere import chat, chat_stream。
 
+写好的诗还可以改：rewrite() 只换一行，titles() 给它起题目。
 导入本模块不载入任何东西（连 PyTorch 也不）；第一次 chat() 才载入 best_model.bin，
 没有它就用 checkpoint.bin。每个问题单独成诗，不记得上一个。对话里输入 /帮助 看全部命令。
 在别的文件夹里导入、那里有自己的 config.py 之类也不要紧；本项目的配置是 infere.config。
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    from support import console
+
+    console.quiet_imports()
 
 import importlib.util
 import sys
@@ -24,6 +30,8 @@ class _Home:
     """
 
     def __init__(self) -> None:
+        if not (_HERE / "poems").is_dir():
+            raise ImportError("infere.py 要和项目的其余文件在一起：pip install -e 项目的文件夹")
         names = {path.stem for path in _HERE.glob("*.py")}
         names |= {path.parent.name for path in _HERE.glob("*/__init__.py")}
         self._shared = {name for name in names if _is_foreign(name)}
@@ -65,8 +73,6 @@ def _is_foreign(name: str) -> bool:
     return origin is None or Path(origin).resolve() not in ours
 
 
-if not (_HERE / "poems").is_dir():
-    raise ImportError("infere.py 要和项目的其余文件在一起；安装请用 pip install -e 项目的文件夹")
 _home = _Home()
 with _home:
     import config
@@ -154,8 +160,41 @@ def _written(pieces: Iterator) -> Iterator[str]:
         yield piece.text
 
 
+@options.documented
+def rewrite(
+    question: str | None,
+    poem: str,
+    line: int,
+    *,
+    n: int = 8,
+    checkpoint: str | None = None,
+    **given: object,
+) -> str:
+    """改这一行：诗 poem 的第 line 行（从 1 数，空行不算）换一行，别的一字不动；返回整首诗。
+
+    写 n 种，挑最接得上后面的。question 是它的题目，没有就是 None；选项同 chat()，写它时用过的
+    藏头、押韵、格子照旧给，换的一行也守着。没有这一行等抛出 UserError。
+    """
+    given = _gather(given)
+    with _home:
+        from writing import rewrite as rewriting
+
+        return rewriting.rewrite(_poet(checkpoint), question, poem, line, n, **given)
+
+
+def titles(poem: str, *, n: int = 5, checkpoint: str | None = None) -> list:
+    """给一首诗起题目：诗里最能抬高它的概率的词句，至多 n 个，最合适的在前。"""
+    with _home:
+        from writing import titles as naming
+
+        return naming.suggest(_poet(checkpoint), poem, n)
+
+
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
+    lacking = config.missing()
+    if lacking:
+        raise UserError("配置有误：" + "；".join(lacking))
     options.check_names(given)
     return options.merge(config.sampling(), given)
 
@@ -206,18 +245,19 @@ _ON = ("是", "开", "on")
 
 
 class Repl:
-    """一次对话的状态：选项与问过的问题。ask() 读一行，say() 写文字。"""
+    """一次对话的状态：选项、问过的问题、刚写的诗。ask() 读一行，say() 写文字。"""
 
     def __init__(self, ask: Callable = input, say: Callable[[str], None] | None = None) -> None:
         self.ask = ask
-        self.say = say or _say
+        self.say = say or console.say
         self.options = {}
         self.history = []
+        self.poem = ""  # 刚写的，答案有几首时是最好的那首
 
     def run(self) -> None:
         """读到 exit 或输入结束为止；Ctrl-C 只停下正在写的诗。"""
         self.say("Chat with GPT (type 'exit' to quit)\n")
-        _enable_history()
+        console.enable_history()
         interrupted = False
         while True:
             try:
@@ -262,6 +302,10 @@ class Repl:
             if not self.history:
                 raise UserError("还没有问过问题")
             self.answer(self.history[-1])
+        elif name in ("改", "rewrite"):
+            self.rewrite(value)
+        elif name in ("题目", "title"):
+            self.say(f"题目：{'　'.join(titles(self._written()))}\n")
         elif name in ("选项", "options"):
             self.say(self.settings())
         elif name in ("历史", "history"):
@@ -319,8 +363,24 @@ class Repl:
         else:
             for number, poem in enumerate(poems, 1):
                 self.say(f"回答 {number}：{poem}\n")
+        self.poem = poems[0]
         if check_copy:
             self._report_copies(poems)
+
+    def rewrite(self, value: str) -> None:
+        """刚写的诗换一行。"""
+        poem, given = self._written(), dict(self.options)
+        if not value.isdecimal():
+            raise UserError("要改第几行？例如：/改 3（空行不算）")
+        given.pop("n", None)
+        given.pop("check_copy", None)
+        self.poem = rewrite(self.history[-1] or None, poem, int(value), **given)
+        self.say(f"回答：{self.poem}\n")
+
+    def _written(self) -> str:
+        if not self.poem:
+            raise UserError("还没有写过诗")
+        return self.poem
 
     def _stream(self, pieces: Iterable[str]) -> str:
         self.say("回答：")
@@ -371,32 +431,9 @@ def help_text() -> str:
     """全部命令的说明。"""
     rows = ["直接输入题目，或“写一首……的诗”。命令（后面不写值就恢复默认）：\n"]
     rows += [f"  /{name} 值    {option.note}\n" for name, option in COMMANDS.items()]
+    rows.append("  /改 3    刚写的诗换掉第 3 行      /题目    给刚写的诗起题目\n")
     rows.append("  /重来  /选项  /历史  /清空  /帮助    exit 退出；写的时候 Ctrl-C 停下这一首\n")
     return "".join(rows)
-
-
-def _say(text: str) -> None:
-    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
-
-
-def _ask(prompt: str) -> str:
-    _say(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
-
-
-def _enable_history() -> None:
-    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            import readline  # noqa: F401
-        except ImportError:
-            return
 
 
 def main() -> None:
@@ -406,7 +443,7 @@ def main() -> None:
         sys.stdin.reconfigure(errors="replace")
     _poet()  # 没有模型就现在说
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    Repl(input if terminal else _ask).run()
+    Repl(input if terminal else console.ask).run()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from support import artefacts, bootstrap, console, files
+from support import artefacts, bootstrap, console, files, presets
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -28,24 +28,7 @@ MINE = ROOT / "quickstart_mine"
 HELD_BACK = 0.2  # 自己的诗里留这么多不学，用来看学得怎样
 COMPARED = 32  # 前后比较时各写几首
 
-PRESET = {  # 两核 CPU 上约两三分钟的小模型
-    "VOCAB_SIZE": 700,  # 诗少，词表就小：常用字是整字，其余拆成字节
-    "MAX_SEQ_LEN": 448,
-    "GPT_DIM": 160,
-    "GPT_HEAD": 5,
-    "GPT_FF": 480,
-    "GPT_BLOCKS": 4,
-    "PROMPTS_PER_POEM": 3,
-    "VAL_SHARE": 0.06,
-    "TRAIN_ITER": 300,
-    "BATCH_SIZE": 5,
-    "ACCUM_STEPS": 1,
-    "DROPOUT": 0.2,
-    "SAVE_EVERY": 100,
-    "EVAL_EVERY": 50,
-    "SAMPLE_EVERY": 100,
-    "COMPILE": "off",
-}
+PRESET = presets.PRESETS["own"].values  # 两核 CPU 上约两三分钟的小模型
 SAMPLING = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.15, "max_new_tokens": 240}
 STEPS = (
     ("清洗诗歌", "data_clean.py", artefacts.POEMS),

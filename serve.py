@@ -11,6 +11,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import errno
 import functools
 import ipaddress
@@ -22,7 +27,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import config
-from support import console
 from support.console import UserError
 from web import cors, server
 from web.app import Doors
@@ -63,12 +67,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def load_engine(settings: dict[str, Any]) -> Any:
-    """照配置载入引擎。"""
+def load_engine(settings: dict[str, Any], name: str = "") -> Any:
+    """照配置载入引擎；name 是 WORK_DIR 里别的模型文件。"""
     from writing import engine
 
     names = ("CHECKPOINT", "WORK_DIR", "DEVICE", "DTYPE")
-    poet = engine.Poet.load(*(settings[name] for name in names))
+    chosen = {**settings, "CHECKPOINT": str(Path(settings["WORK_DIR"]) / name)}
+    poet = engine.Poet.load(*((chosen if name else settings)[key] for key in names))
     return engine.Engine(poet, max_rows=min(MAX_ROWS, settings["MAX_CONCURRENT"]))
 
 

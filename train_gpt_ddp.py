@@ -6,14 +6,20 @@ python -m torch.distributed.launch 也可以；不经启动器直接运行就是
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import sys
 
 import config
-from support import console, cuda
+from support import cuda, threads
 
 
 def main() -> int:
     cuda.allow_growing_segments()  # 要在导入 PyTorch 之前
+    threads.wait_briefly(look=False)
     from training import launch, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
     from training.distributed import Told
 

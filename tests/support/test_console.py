@@ -170,3 +170,38 @@ def test_lasting_streams_are_not_wrapped_twice(monkeypatch):
     for _ in range(2):
         streams.keep_on_without_output()
     assert not isinstance(sys.stdout.stream, streams.Lasting)
+
+
+# ── Ctrl-C ────────────────────────────────────────────────────────────
+
+IMPORTING = """
+import builtins, os, runpy, signal, sys
+real = builtins.__import__
+def imported(name, *rest):
+    if name == "torch":
+        builtins.__import__ = real
+        signal.raise_signal(signal.SIGINT)
+    return real(name, *rest)
+builtins.__import__ = imported
+script = sys.argv.pop(1)
+sys.argv[0] = script
+sys.path.insert(0, os.path.dirname(script))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluate.py", "export.py", "quantize.py", "train_dataset_one.py"]
+)
+def test_interrupt_while_importing_is_one_line(name, tmp_path):
+    command = [sys.executable, "-c", IMPORTING, str(ROOT / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr.strip()) == (130, "已中断。")
+
+
+@POSIX
+def test_interrupts_while_leaving_are_quiet():
+    body = "import atexit, signal\n"
+    body += "atexit.register(lambda: signal.raise_signal(signal.SIGINT))\nraise KeyboardInterrupt"
+    done = script(body)
+    assert (done.returncode, done.stderr.strip()) == (130, "已中断。")
