@@ -2,9 +2,11 @@
 
 train     训练速度：每秒有用 token、MFU、峰值内存；不写任何文件
 learn     从零训练 --SECONDS=600 秒，写 best_model.bin，报告验证集的每字比特
-generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
-          就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
+generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers、
+          llama-cpp-python 就在同一次运行里并排比较（同样形状的模型）
 pairs     盲评的卷子：40 个题目，README 的抽样与 auto 各写一首，打乱；答案另存
+study     几种配方 × 几个种子，在少量的诗上各训练许多遍：表、图与 CSV（见 STUDY、RECIPES、SEEDS）
+curve     把 WORK_DIR 的训练收成一份参照的曲线（OUT，默认 docs/curves/WORK_DIR 的名字.csv）
 data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB（在临时目录里）
 """
 
@@ -17,10 +19,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable
 
 import config
-from support import artefacts, console, files, hardware
+from support import artefacts, console, files, hardware, threads
 from support.console import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +42,16 @@ _RUNNERS = (
     ("int8_", "本项目 int8"),
     ("transformers_", "transformers"),
     ("transformers_bf16_", "同，bf16"),
+    ("llama_f16_", "llama.cpp F16"),
+    ("llama_q8_", "llama.cpp Q8_0"),
 )
+_RATIOS = (  # 谁除以谁 → 结果里的名字
+    ("", "transformers_", "ratio_"),
+    ("", "transformers_bf16_", "ratio_bf16_"),
+    ("", "llama_f16_", "ratio_llama_"),
+    ("int8_", "llama_q8_", "ratio_llama_q8_"),
+)
+STUDY_OWN = ("WORK_DIR", "STUDY", "RECIPES", "SEEDS", "SEED")  # 不算配方的改动
 
 # ── generate ──────────────────────────────────────────────────────────
 
@@ -66,18 +77,24 @@ def generate() -> dict:
     import torch
 
     from kernels.products import half_problem
+    from writing import rivals
 
     device = hardware.pick_device(config.DEVICE)
     model = random_model(device)
+    prompt = list(range(100, 100 + PROMPT_TOKENS))
     half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
     runners = {"": our_runner(model, device, half=half)}
     if half:
         runners["fp32_"] = our_runner(model, device)
     if device.type == "cpu":
         runners["int8_"] = int8_runner(model)
-    runners["transformers_"] = transformers_runner(model, device)
+    runners["transformers_"] = rivals.transformers_runner(model, prompt)
     if hardware.pick_dtype("auto", device) == torch.bfloat16:
-        runners["transformers_bf16_"] = transformers_runner(model, device, torch.bfloat16)
+        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
+    if device.type == "cpu":
+        common = (model, prompt, config.sampling(), max(BATCHES))
+        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
+        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
     result = {
         "device": device.type,
         "weights": "fp16" if half else "fp32",
@@ -87,9 +104,10 @@ def generate() -> dict:
         "new_tokens": NEW_TOKENS,
     }
     result.update(measure({name: run for name, run in runners.items() if run}))
-    for rival, name in (("transformers_", "ratio_"), ("transformers_bf16_", "ratio_bf16_")):
-        for key in [key for key in result if f"{rival}{key}" in result]:
-            result[f"{name}{key}"] = round(result[key] / result[f"{rival}{key}"], 3)
+    keys = [key for key in result if key.startswith(("tokens_per_s", "first_token_ms"))]
+    for ours, theirs, name in _RATIOS:
+        for key in keys if f"{theirs}{keys[0]}" in result and f"{ours}{keys[0]}" in result else ():
+            result[f"{name}{key}"] = round(result[f"{ours}{key}"] / result[f"{theirs}{key}"], 3)
     limit = read_bandwidth(model, device)
     size = model.matrix_parameters() * (2 if half else 4)  # 词嵌入的一行不算，输出层算
     reached = result["tokens_per_s_batch1"] * size
@@ -162,54 +180,6 @@ def int8_runner(model: GPT) -> Runner | None:
     return our_runner(small, torch.device("cpu"))
 
 
-def transformers_runner(
-    model: GPT, device: torch.device, dtype: torch.dtype | None = None
-) -> Runner | None:
-    """同样形状与选项的 transformers generate，dtype 默认 fp32；没有安装时为 None。"""
-    import torch
-
-    try:
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-    except ImportError:
-        print("没有安装 transformers，只测本项目。", file=sys.stderr)
-        return None
-    shape = model.config
-    theirs = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.dim,
-            intermediate_size=shape.ff,
-            num_hidden_layers=shape.n_block,
-            num_attention_heads=shape.n_head,
-            num_key_value_heads=shape.n_head,
-            head_dim=shape.head_dim,
-            max_position_embeddings=shape.max_seq_len,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    theirs = theirs.to(device, dtype).eval()
-
-    def run(rows: int, count: int) -> None:
-        ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
-        with torch.inference_mode():
-            theirs.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=0.7,
-                top_k=20,
-                repetition_penalty=1.4,
-                min_new_tokens=count,
-                max_new_tokens=count,
-            )
-        _wait(device)
-
-    return run
-
-
 def measure(runners: dict) -> dict:
     """轮流跑，各取最好的一次（机器有别的负载时，最好的一次最接近真实）。"""
     result = {}
@@ -277,70 +247,13 @@ def show_generate(result: dict) -> None:
 # ── train、learn ──────────────────────────────────────────────────────
 
 
-class TimedRun(NamedTuple):
-    """按秒数训练过的一次训练。"""
-
-    run: Any  # training.run.Run
-    peak: float  # 矩阵乘的峰值，FLOP/s
-
-    def speed(self) -> dict:
-        """每秒有用 token、MFU、峰值内存。"""
-        here, machine = self.run.position, self.run.machine
-        speed = here.tokens / here.seconds
-        return {
-            "useful_tokens_per_s": round(speed, 1),
-            "mfu": round(self.run.model.flops_per_token() * speed / self.peak, 4),
-            "peak_gflops": round(self.peak / 1e9, 1),
-            "peak_memory_mb": peak_memory_mb(machine.device),
-            "updates": here.update,
-            "seconds": round(here.seconds, 2),
-            "dtype": machine.dtype_name,
-            "device": machine.device.type,
-            "compiled": machine.compiled,
-        }
-
-
-def timed_run(values: dict, seconds: float) -> TimedRun:
-    """从零训练这么多秒：学习率随用掉的时间走，不写记录也不存检查点。"""
-    from training import loop, prepare
-    from training.distributed import Ranks
-    from training.keeper import Keeper
-    from training.schedule import BySeconds
-
-    class Stopwatch(Keeper):
-        def start(self) -> None:
-            self.run.voice.open_bar(round(seconds), "秒")
-
-        def reached(self, row: dict) -> None:
-            self.run.position.pending = None
-            done = min(round(seconds), int(self.run.position.seconds))
-            self.run.voice.show(done, f"损失 {row['loss']} {row['tokens_per_s']} token/s")
-
-    run = prepare.open_run({**values, "TRAIN_ITER": 1 << 40, "RESUME": "off"}, Ranks())
-    peak = hardware.measure_peak(run.machine.device, run.machine.dtype)
-    loop.fit(run, BySeconds(seconds, run.settings.decay_share), Stopwatch(run))
-    return TimedRun(run, max(peak, hardware.measure_peak(run.machine.device, run.machine.dtype)))
-
-
-def peak_memory_mb(device: torch.device) -> int:
-    """本进程到目前为止的峰值：CUDA 是分配过的显存，CPU 是常驻内存。"""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() >> 20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
-
-
 def train() -> dict:
     """训练速度：WORK_DIR 的 dataset.bin 上训练一小会儿（SECONDS，默认 60 秒），不写任何文件。"""
+    from training import timed
+
     seconds = 60.0 if config.SECONDS == DEFAULT_SECONDS else config.SECONDS
     values = {**config.values(), "INIT": "random"}  # 测的是速度，不算起点的几秒
-    return timed_run(values, seconds).speed()
+    return timed.timed_run(values, seconds).speed()
 
 
 LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
@@ -354,12 +267,12 @@ LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
 def learn() -> dict:
     """从零训练 SECONDS 秒，写 best_model.bin，报告验证集的每字比特。"""
     import checkpoint
-    from training import resume, validation
+    from training import resume, timed, validation
 
     values = config.values()
     given = {name: values[name] for name in config.given() if name in LEARN}
-    timed = timed_run({**values, **LEARN, **given}, config.SECONDS)
-    run, result = timed.run, timed.speed()
+    made = timed.timed_run({**values, **LEARN, **given}, config.SECONDS)
+    run, result = made.run, made.speed()
     run.position.best.val_bpc = result["bits_per_char"] = validation.bits_per_char(run)
     best = files.work_path(config.WORK_DIR, artefacts.BEST_MODEL)
     aside = files.keep_aside(best)
@@ -427,12 +340,47 @@ def pairs() -> dict:
     return evaluate.write_pairs()
 
 
+def study() -> dict:
+    """哪种训练的做法更好：小样上比配方，做过的不重做。"""
+    from training import proxy, verdict
+    from training import study as studying
+
+    base = {name: getattr(config, name) for name in config.given() if name not in STUDY_OWN}
+    recipes = studying.choose(config.RECIPES, config.read, base)
+    seeds = [int(seed) for seed in config.SEEDS.split(",")]
+    small = proxy.prepare(config.WORK_DIR, config.STUDY, proxy.SIZES[config.STUDY])
+    print(f"小样：{small.folder}，一遍 {small.tokens / 1e6:.2f} M token，{small.size.passes} 遍")
+    rows = studying.carry_out(small, config.values(), recipes, seeds)
+    found = verdict.verdicts(rows)
+    print(verdict.table(found))
+    picture = small.folder / artefacts.STUDY_PICTURE
+    verdict.draw(found, picture)
+    return {
+        "rows": str(small.folder / artefacts.STUDY_TABLE),
+        "picture": str(picture) if picture.exists() else None,
+        **{each.name: each.gain and round(each.gain.value, 4) for each in found},
+    }
+
+
+def curve() -> dict:
+    """train_log.csv → docs/curves/ 里的参照；已有的改名留着。"""
+    from training import reference
+
+    folder = Path(config.WORK_DIR)
+    out = Path(config.OUT or reference.FOLDER / f"{folder.resolve().name}.csv")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.keep_aside(out)
+    return {"out": str(out), **reference.collect(folder, out)}
+
+
 # ── 入口：名字 → 函数，各自返回要打印成 JSON 的 dict ─────────────────
 
 COMMANDS = {
     "train": train,
     "learn": learn,
     "generate": generate,
+    "study": study,
+    "curve": curve,
     "data": data,
     "pairs": pairs,
 }
@@ -440,6 +388,7 @@ COMMANDS = {
 
 def main() -> None:
     """按名字测速。"""
+    threads.wait_briefly()  # 同训练；要在导入 PyTorch 之前
     chosen = config.load(__doc__, positional=(("项目", tuple(COMMANDS)),))
     if not chosen:
         raise UserError(f"请写明测什么：python benchmark.py {' | '.join(COMMANDS)}")

@@ -13,15 +13,19 @@ import sys
 from typing import NoReturn
 
 from poems import options
-from support import defaults
+from support import defaults, presets
+from support.console import UserError
 
 # ── 文件 ──────────────────────────────────────────────────────────────
 WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
 RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .jsonl .txt）
 DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
-CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin；evaluate 可写 a.bin,b.bin
+CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin，写诗时都没有就用随附的
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
 FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
+
+# ── 整套 ──────────────────────────────────────────────────────────────
+PRESET = "readme"  # 一整套量过的值：readme | laptop | hour | night | own；改过的、命令行给的优先
 
 # ── 特殊符号（编号依次为 0、1、2）─────────────────────────────────────
 PAD = "<|padding|>"  # 填充
@@ -99,6 +103,9 @@ MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
 FORMAT = "hf"  # export.py 的格式：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字
 SECONDS = 600.0  # benchmark.py learn 的训练秒数
+STUDY = "screen"  # benchmark.py study 的大小：sketch | screen | confirm | once（遍少）| own（诗少）
+RECIPES = ""  # 它比哪些配方，分号隔开：名字，或 新名字:配置=值,配置=值；空 = 现成的全部
+SEEDS = "1,2"  # 它用哪几个种子
 SAMPLES = 256  # evaluate.py 写几首来量
 SWEEP = ""  # evaluate.py 比较几套抽样，如 "temperature=0.7,1;sampler=readme,auto"；空 = 只用现在的
 
@@ -108,9 +115,10 @@ SWEEP = ""  # evaluate.py 比较几套抽样，如 "temperature=0.7,1;sampler=re
 _AUTO = {
     "temperature": 1.0,
     "top_k": 0,
-    "min_p": 0.03,
+    "min_p": 0.1,
     "repetition_penalty": 1.0,
     "presence_penalty": 1.0,
+    "frequency_penalty": 0.3,
     "steady_marks": True,
 }
 # 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
@@ -126,6 +134,7 @@ _SHIPPED = {
 }
 
 _CHOICES = {
+    "PRESET": tuple(presets.PRESETS),
     "SAMPLER": ("auto", "readme"),
     "OPTIMIZER": ("muon", "adamw"),
     "GRAD_CHECKPOINT": ("on", "off"),
@@ -134,6 +143,7 @@ _CHOICES = {
     "DEVICE": ("auto", "cpu", "cuda", "mps"),
     "DTYPE": ("auto", "fp32", "bf16", "fp16"),
     "COMPILE": ("auto", "on", "off"),
+    "STUDY": ("sketch", "screen", "confirm", "once", "own"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
 _PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
@@ -221,6 +231,7 @@ def _is_own(name: str) -> bool:
 
 
 _given = set()
+_before = {}  # 命令行改过的：名字 → (原来的值, 改成的值)
 
 
 def given() -> set:
@@ -242,6 +253,8 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     if lacking:
         _quit(lacking)
     argv = sys.argv[1:] if argv is None else argv
+    _forget()
+    before = values()
     if "--help" in argv or "-h" in argv:
         print(_help(doc or "", positional))
         sys.exit(0)
@@ -253,12 +266,46 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
         else:
             globals()[name] = value
             _given.add(name)
+    _apply_preset()
     _expand_home()
+    changed = [name for name in names() if name in _given or globals()[name] != before[name]]
+    _before.update({name: (before[name], globals()[name]) for name in changed})
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:
         _quit(problems)
     return rest
+
+
+def _forget() -> None:
+    """上一个脚本的命令行不算了：笔记本里几个 %run 用的是同一个进程、同一份 config。
+
+    其间又改成别的值的（config.WORK_DIR = …）照改的。
+    """
+    for name, (value, changed) in _before.items():
+        if globals()[name] == changed:
+            globals()[name] = value
+    _before.clear()
+    _given.clear()
+
+
+def _apply_preset() -> None:
+    """PRESET 的那一套；命令行给的、本文件里改过的一项一项地优先。"""
+    preset = presets.PRESETS.get(PRESET)
+    for name, value in preset.values.items() if preset else ():
+        if name not in _given and globals()[name] == defaults.DEFAULTS[name]:
+            globals()[name] = value
+
+
+def read(name: str, text: str) -> object:
+    """一个配置写成的文字 → 值；名字或值不对时抛 UserError。"""
+    if name not in names():
+        raise UserError(_unknown(name))
+    value, problem = _convert(name, text)
+    problem = problem or _value_problem(name, value)
+    if problem:
+        raise UserError(problem)
+    return value
 
 
 def _expand_home() -> None:
@@ -271,7 +318,7 @@ def _expand_home() -> None:
 
 def check() -> list:
     """当前常量的全部问题（中文句子的列表）；没有问题时为空。"""
-    wrong = {name: _value_problem(name) for name in names()}
+    wrong = {name: _value_problem(name, value) for name, value in values().items()}
     problems = [problem for problem in wrong.values() if problem]
     if not (wrong["GPT_DIM"] or wrong["GPT_HEAD"]):
         if GPT_DIM % GPT_HEAD:
@@ -287,22 +334,22 @@ def check() -> list:
     return problems
 
 
-def _value_problem(name: str) -> str | None:
-    value = globals()[name]
+def _value_problem(name: str, value: object) -> str | None:
     if name in _RANGES:
-        return _range_problem(name, *_RANGES[name])
+        return _range_problem(name, value, *_RANGES[name])
     if not isinstance(value, str):
         return f"{name}={value!r} 应当是字符串"
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"{name}={value!r} 不在可选值里：{' | '.join(_CHOICES[name])}"
+    if name == "SEEDS" and not re.fullmatch(r"\d{1,18}(,\d{1,18})*", value):
+        return f"SEEDS={value!r} 应当是逗号分开的整数，例如 --SEEDS=1,2"
     for word in value.split(",") if name in _SEVERAL else ():
         if word.strip() not in _SEVERAL[name]:
             return f"{name} 里的 {word.strip()!r} 不在可选值里：{' | '.join(_SEVERAL[name])}"
     return None
 
 
-def _range_problem(name: str, low: float, high: float, closed: bool) -> str | None:
-    value = globals()[name]
+def _range_problem(name: str, value: object, low: float, high: float, closed: bool) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"{name}={value!r} 应当是数"
     if isinstance(low, int) and not isinstance(value, int):
@@ -380,6 +427,7 @@ def _help(doc: str, positional: tuple) -> str:
     for name in names():
         shown = f"--{name}={globals()[name]}"
         rows.append(f"  {shown:<34} {comments.get(name, '')}")
+    rows += ["", "PRESET 的几套（改过的、命令行给的优先）：", *presets.lines()]
     return "\n".join(rows)
 
 

@@ -3,6 +3,7 @@
 python diagnose.py              全面检查，最后说下一步运行什么
 python diagnose.py tokenizer    分词器报告：压缩率、切碎的字、真实的 token，自己的 BPE 对照 HF
 python diagnose.py memory       预测的训练内存，对照本机 CPU 上真的更新两次
+python diagnose.py curve [名字]  我的曲线正常吗：与 docs/curves/ 里量过的训练在同样的 token 数上比
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ if __name__ == "__main__":
 from pathlib import Path
 
 import config
-from checks import files, finding, machine, memory, packages, tokens
+from checks import curve, files, finding, machine, memory, packages, tokens
 from checks.finding import Settings
 from support import artefacts
+from support.console import UserError
 
 SECTIONS = (
     ("环境", (*packages.CHECKS, *machine.CHECKS)),
@@ -69,7 +71,12 @@ def overview(settings: Settings) -> int:
 
 
 def main() -> int:
-    words = config.load(__doc__, positional=(("项目", ("tokenizer", "memory")),))
+    projects = ("tokenizer", "memory", "curve")
+    words = config.load(__doc__, positional=(("项目", projects), ("名字", ())))
+    if words[:1] == ["curve"]:
+        return curve.curve_report(Settings(**config.values()), *words[1:])
+    if words[1:]:
+        raise UserError(f"多余的参数 {words[1]!r}；配置请写成 --名字=值")
     reports = {"tokenizer": tokens.tokenizer_report, "memory": memory.memory_report}
     report = reports[words[0]] if words else overview
     return report(Settings(**config.values()))

@@ -8,11 +8,12 @@ if __name__ == "__main__":
     console.quiet_imports()
 
 import config
-from support import cuda
+from support import cuda, threads
 
 
 def main() -> int:
     cuda.allow_growing_segments()  # 要在导入 PyTorch 之前
+    threads.wait_briefly()
     config.load(__doc__)
     from training import loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
 

@@ -118,10 +118,10 @@ def explain(error: OSError) -> str:
 
 
 def progress(total: float | None, desc: str, unit: str = "首", **options: Any) -> tqdm:
-    """带剩余时间的进度条（tqdm）；输出不是终端时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
+    """带剩余时间的进度条（tqdm）；没有人在看时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
     from tqdm import tqdm
 
-    quiet = not streams.is_terminal(sys.stderr)
+    quiet = not (streams.is_terminal(sys.stderr) or streams.is_notebook(sys.stderr))
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower().replace("-", "")
     return tqdm(
         total=total,
@@ -153,3 +153,31 @@ def width(text: str) -> int:
 def pad(text: str, size: int) -> str:
     """右边补空格到 size 格。"""
     return text + " " * (size - width(text))
+
+
+# ── 对话 ──────────────────────────────────────────────────────────────
+
+
+def say(text: str) -> None:
+    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def ask(prompt: str) -> str:
+    """问一句，读一行；输入结束时抛出 EOFError。"""
+    say(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def enable_history() -> None:
+    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            import readline  # noqa: F401
+        except ImportError:
+            return

@@ -9,6 +9,7 @@ DEFAULTS = {
     "CHECKPOINT": "",
     "TOKENIZER": "auto",
     "FROM": "",
+    "PRESET": "readme",
     "PAD": "<|padding|>",
     "IM_START": "<|im_start|>",
     "IM_END": "<|im_end|>",
@@ -73,4 +74,7 @@ DEFAULTS = {
     "PRESENCE_PENALTY": 0.0,
     "SAMPLES": 256,
     "SWEEP": "",
+    "STUDY": "screen",
+    "RECIPES": "",
+    "SEEDS": "1,2",
 }

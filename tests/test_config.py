@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import config
+from support import presets
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,3 +140,65 @@ def test_defaults_told_are_the_defaults():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_second_script_in_the_same_process_forgets_the_first():
+    """笔记本里的 %run：两次 load() 之间又改过的常量照改的。"""
+    seed = config.SEED
+    config.load(None, argv=["--SEED=7", "--SEED=8", "--WORK_DIR=exp"])
+    assert (config.SEED, config.WORK_DIR, config.given()) == (8, "exp", {"SEED", "WORK_DIR"})
+    config.WORK_DIR = "mine"
+    config.load(None, argv=["--GPT_BLOCKS=3"])
+    assert (config.SEED, config.WORK_DIR, config.given()) == (seed, "mine", {"GPT_BLOCKS"})
+    config.load(None, argv=[])
+    assert not config.given()
+
+
+# ── PRESET ────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def nothing_given(monkeypatch):
+    monkeypatch.setattr(config, "_given", set())
+
+
+def test_a_preset_is_a_whole_configuration(nothing_given):
+    config.load("", ["--PRESET=own"])
+    expected = presets.PRESETS["own"].values
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.check() == [] and "VOCAB_SIZE" not in config.given()
+
+
+def test_edits_and_the_command_line_win_over_the_preset(monkeypatch, nothing_given):
+    monkeypatch.setattr(config, "GPT_BLOCKS", 3)  # 在 config.py 里改过
+    config.load("", ["--PRESET=night", "--GPT_DIM=256"])  # 与默认相同的值，写明了也算
+    assert (config.GPT_BLOCKS, config.GPT_DIM, config.GPT_FF) == (3, 256, 2048)
+
+
+def test_a_preset_written_in_the_file_counts(monkeypatch, nothing_given):
+    monkeypatch.setattr(config, "PRESET", "laptop")
+    config.load("", [])
+    assert (config.TRAIN_ITER, config.DROPOUT) == (480, 0.0)
+
+
+def test_the_usual_preset_changes_nothing(nothing_given):
+    before = config.values()
+    config.load("", ["--PRESET=readme"])
+    assert config.values() == before
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_every_preset_is_possible(name, nothing_given):
+    config.load("", [f"--PRESET={name}"])
+    assert config.check() == [] and set(presets.PRESETS[name].values) <= set(config.names())
+
+
+def test_unknown_preset_lists_the_known(capsys, nothing_given):
+    assert "laptop" in errors(capsys, "--PRESET=phone")
+
+
+def test_help_says_what_presets_reach(capsys):
+    with pytest.raises(SystemExit):
+        config.load("", ["--help"])
+    said = capsys.readouterr().out
+    assert all(preset.reach in said for preset in presets.PRESETS.values())

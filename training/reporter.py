@@ -32,6 +32,10 @@ class Reporter:
             "updates": s.updates,
             "started": time.time(),
             "parameters": _parameters(run),
+            "documents": len(run.corpus.lengths),
+            "pass_tokens": int(run.corpus.lengths.sum()),
+            "plan_tokens": self._plan_tokens(),
+            "preset": run.values.get("PRESET", ""),
             "device": str(run.machine.device),
             "dtype": run.machine.dtype_name,
             "world": run.ranks.world_size,
@@ -72,6 +76,11 @@ class Reporter:
             lines.append(f"续训：从第 {run.position.update} 次更新接着来")
             lines += [f"  改了配置 {change}" for change in run.taken_over]
         return lines
+
+    def _plan_tokens(self) -> int:
+        """全程要读多少 token。"""
+        passes = self.run.settings.train_iter / self.run.corpus.plan.per_epoch
+        return round(passes * int(self.run.corpus.lengths.sum()))
 
     def _old_poems(self) -> str:
         corpus = self.run.corpus

@@ -97,6 +97,9 @@ def refuse_changes(saved: dict, values: dict, corpus: Corpus) -> None:
         problems.append("  · dataset.bin：与检查点训练用的不是同一份")
     if saved.get("replay", "") != replayed(corpus):
         problems.append("  · REPLAY_DATA：与检查点训练用的不是同一份旧诗")
+    was, now = saved["config"].get("PRESET", ""), values.get("PRESET", "")
+    if problems and was and was != now:
+        problems.append(f"  那次训练用的是 --PRESET={was}，现在是 {now}：多半是忘了写它")
     if problems:
         raise UserError(
             "检查点不能照现在的配置接着训练（什么都没有改动）：\n"

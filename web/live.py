@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from support import artefacts
-from training import runlog
+from training import reference, runlog
 
 Row = Dict[str, Any]  # train_log.csv 的一行：名字 → 数或 None
 
@@ -55,6 +55,7 @@ def status(work_dir: str, now: float | None = None) -> dict[str, Any]:
         "memory_mb": _number(info.get("memory_mb")),
         "best": best and {"iter": best["iter"], "val_bpc": best["val_bpc"]},
         "overfitting": _overfitting(evaluated),
+        "reference": _reference(rows, info),
         "train": thin([[r["iter"], r["loss"]] for r in rows if r["loss"] is not None]),
         "val": thin([[r["iter"], r["val_bpc"]] for r in evaluated]),
         "rate": thin([[r["iter"], r["lr"]] for r in rows if r["lr"] is not None]),
@@ -147,6 +148,28 @@ def _overfitting(evaluated: list[Row]) -> int | None:
     later = evaluated[best + 1 :]
     worse = len(later) >= 3 and later[-1]["val_bpc"] > 1.01 * evaluated[best]["val_bpc"]
     return evaluated[best]["iter"] if worse else None
+
+
+def _reference(rows: list[Row], info: dict[str, Any]) -> dict[str, Any] | None:
+    """差不多的参照：名字、一句话，和换成这次训练的迭代数的两条曲线；没有时为 None。"""
+    last, found = rows[-1], reference.for_run(info)
+    if found is None or not last["tokens"] or not last["iter"]:
+        return None
+    gap = reference.compare(rows, found)
+    scale = last["iter"] / last["tokens"]
+    until = max(last["iter"], _number(info.get("train_iter")) or 0)
+
+    def over_iterations(curve: list) -> list[list[float]]:
+        moved = [[round(tokens * scale), value] for tokens, value in curve]
+        return thin([point for point in moved if point[0] <= until])
+
+    return {
+        "name": found.name,
+        "text": gap and gap.text(found.name),
+        "normal": gap is None or gap.normal,
+        "train": over_iterations(found.loss),
+        "val": over_iterations(found.val),
+    }
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -213,9 +213,9 @@ def decoding(
 
 def scripts(folder: Path) -> dict:
     """evaluate、benchmark train、int8 的模型：都在显卡上走一遍，不混用设备。"""
-    import benchmark
     import evaluate
     from kernels import int8
+    from training import timed
 
     work = small_run.work_dir(folder / "scripts", folder / artefacts.DATASET)
     poet = _poet("cuda")
@@ -224,7 +224,7 @@ def scripts(folder: Path) -> dict:
     with device.Meter() as meter:
         scored = evaluate.score(poet.model, poet.tok, poems, torch.device("cuda"))
         values = small_run.values(work, DEVICE="cuda", INIT="random")
-        speed = benchmark.timed_run(values, 1.0).speed()
+        speed = timed.timed_run(values, 1.0).speed()
         small = checkpoint.rebuild_int8(poet.config, {"weights": weights}, "cuda").to("cuda")
         text = _texts(Poet(small, poet.tok))
     return {"scored": scored, "updates": speed["updates"], "text": text, "mixed": meter.mixed}

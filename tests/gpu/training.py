@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 
-import benchmark
 import checkpoint
 from support import artefacts, hardware
 from tests.gpu.model import same_weights
 from tests.gpu.stage import FAIL, PASS, WARN, Outcome, Stage, judge
-from training import loop, memory
+from training import loop, memory, timed
 
 
 def speed(stage: Stage) -> Outcome:
@@ -23,7 +22,7 @@ def speed(stage: Stage) -> Outcome:
     problem = hardware.compiler_problem(stage.device)
     for way in ("off", "on") if problem is None and not stage.fake else ("off",):
         values = stage.values(f"speed_{way}", COMPILE=way, RESUME="off", INIT="random")
-        found[way] = benchmark.timed_run(values, seconds).speed()
+        found[way] = timed.timed_run(values, seconds).speed()
     busy, kernels, details = _profile(stage)
     shown = " / ".join(f"{run['useful_tokens_per_s'] / 1e3:.0f}k" for run in found.values())
     mfu = " / ".join(f"{run['mfu']:.2f}" for run in found.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import console, files
+from support import console, files, streams
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +148,28 @@ def test_progress_without_stderr(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with console.progress(3, "读") as bar:
         bar.update(3)
+
+
+# ── 笔记本 ────────────────────────────────────────────────────────────
+
+
+def test_progress_in_a_notebook_cell_moves_often(monkeypatch):
+    """ipykernel 的流不是终端，却有人在看；训练给它套上 Lasting 之后也认得。"""
+    import io
+
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    for stream, seconds in ((cell, 0.2), (streams.Lasting(cell), 0.2), (io.StringIO(), 10)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with console.progress(3, "训练") as bar:
+            assert bar.mininterval == seconds
+
+
+def test_lasting_streams_are_not_wrapped_twice(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    for _ in range(2):
+        streams.keep_on_without_output()
+    assert not isinstance(sys.stdout.stream, streams.Lasting)
 
 
 # ── Ctrl-C ────────────────────────────────────────────────────────────

@@ -84,3 +84,10 @@ def test_resume_off_looks_at_no_checkpoint(tmp_path):
     assert resume.find(values(tmp_path, RESUME="off")) is None
     with pytest.raises(UserError):
         resume.find(values(tmp_path))
+
+
+def test_a_forgotten_preset_is_named(corpus, tmp_path):
+    """续训忘了写 PRESET：列出不同的几项之外，说出多半是为什么。"""
+    state = saved(corpus, tmp_path, PRESET="laptop", ACCUM_STEPS=1)
+    with pytest.raises(UserError, match="--PRESET=laptop"):
+        resume.refuse_changes(state, values(tmp_path), corpus)

@@ -1,0 +1,72 @@
+"""整套的配置（PRESET）：一个名字换一整套值，和它们到得了哪里；量的与算的分开说。"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Preset(NamedTuple):
+    """一整套配置。"""
+
+    about: str  # 给谁用
+    reach: str  # 到得了哪里，量的还是算的
+    values: dict
+
+
+_SHORT = {"ACCUM_STEPS": 1, "DROPOUT": 0.0, "DECAY_SHARE": 0.6}  # 不满一遍数据时最好的
+
+PRESETS = {
+    "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
+    "laptop": Preset(
+        "笔记本的 CPU 十分钟",
+        "量的：八万首，两核 AVX512-bf16 十分钟 483 次更新，验证 6.0～6.1 比特/字；慢的机器就多等",
+        {**_SHORT, "TRAIN_ITER": 480, "EVAL_EVERY": 120, "SAVE_EVERY": 120, "SAMPLE_EVERY": 240},
+    ),
+    "hour": Preset(
+        "同上，一小时",
+        "量的：同一台一小时 2,878 次更新，5.59 比特/字，不到一遍",
+        {**_SHORT, "TRAIN_ITER": 2900, "EVAL_EVERY": 480, "SAVE_EVERY": 240, "SAMPLE_EVERY": 480},
+    ),
+    "night": Preset(
+        "8 GB 显卡一夜：4,400 万参数，八万首 16 遍",
+        "算的：峰值显存约 3.5 GB；没有在显卡上量过，到几比特也没有量过",
+        {
+            "GPT_DIM": 512,
+            "GPT_FF": 2048,
+            "GPT_BLOCKS": 8,
+            "BATCH_SIZE": 16,
+            "ACCUM_STEPS": 4,
+            "TRAIN_ITER": 25000,
+        },
+    ),
+    "own": Preset(
+        "自己的一小本，几百首，从零练；有练好的模型时 --FROM 更好",
+        "量的：自带的 251 首，两核 CPU 两三分钟，验证 11.3 → 7.3～7.5 比特/字",
+        {
+            "VOCAB_SIZE": 700,  # 诗少，词表就小：常用字是整字，其余拆成字节
+            "MAX_SEQ_LEN": 448,
+            "GPT_DIM": 160,
+            "GPT_HEAD": 5,
+            "GPT_FF": 480,
+            "GPT_BLOCKS": 4,
+            "PROMPTS_PER_POEM": 3,
+            "VAL_SHARE": 0.06,
+            "TRAIN_ITER": 300,
+            "BATCH_SIZE": 5,
+            "ACCUM_STEPS": 1,
+            "DROPOUT": 0.2,
+            "SAVE_EVERY": 100,
+            "EVAL_EVERY": 50,
+            "SAMPLE_EVERY": 100,
+            "COMPILE": "off",
+        },
+    ),
+}
+
+
+def lines() -> list[str]:
+    """--help 里的几行。"""
+    found = []
+    for name, preset in PRESETS.items():
+        found += [f"  {name:<8} {preset.about}", f"  {'':<8} {preset.reach}"]
+    return found
