@@ -2,8 +2,8 @@
 
 train     训练速度：每秒有用 token、MFU、峰值内存；不写任何文件
 learn     从零训练 --SECONDS=600 秒，写 best_model.bin，报告验证集的每字比特
-generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers
-          就在同一次运行里与它的 generate 比较（同样形状的模型、同样的抽样选项）
+generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 首同时写），装了 transformers、
+          llama-cpp-python 就在同一次运行里并排比较（同样形状的模型）
 pairs     盲评的卷子：40 个题目，README 的抽样与 auto 各写一首，打乱；答案另存
 study     几种配方 × 几个种子，在少量的诗上各训练许多遍：表、图与 CSV（见 STUDY、RECIPES、SEEDS）
 curve     把 WORK_DIR 的训练收成一份参照的曲线（OUT，默认 docs/curves/WORK_DIR 的名字.csv）
@@ -42,6 +42,14 @@ _RUNNERS = (
     ("int8_", "本项目 int8"),
     ("transformers_", "transformers"),
     ("transformers_bf16_", "同，bf16"),
+    ("llama_f16_", "llama.cpp F16"),
+    ("llama_q8_", "llama.cpp Q8_0"),
+)
+_RATIOS = (  # 谁除以谁 → 结果里的名字
+    ("", "transformers_", "ratio_"),
+    ("", "transformers_bf16_", "ratio_bf16_"),
+    ("", "llama_f16_", "ratio_llama_"),
+    ("int8_", "llama_q8_", "ratio_llama_q8_"),
 )
 STUDY_OWN = ("WORK_DIR", "STUDY", "RECIPES", "SEEDS", "SEED")  # 不算配方的改动
 
@@ -69,18 +77,24 @@ def generate() -> dict:
     import torch
 
     from kernels.products import half_problem
+    from writing import rivals
 
     device = hardware.pick_device(config.DEVICE)
     model = random_model(device)
+    prompt = list(range(100, 100 + PROMPT_TOKENS))
     half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
     runners = {"": our_runner(model, device, half=half)}
     if half:
         runners["fp32_"] = our_runner(model, device)
     if device.type == "cpu":
         runners["int8_"] = int8_runner(model)
-    runners["transformers_"] = transformers_runner(model, device)
+    runners["transformers_"] = rivals.transformers_runner(model, prompt)
     if hardware.pick_dtype("auto", device) == torch.bfloat16:
-        runners["transformers_bf16_"] = transformers_runner(model, device, torch.bfloat16)
+        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
+    if device.type == "cpu":
+        common = (model, prompt, config.sampling(), max(BATCHES))
+        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
+        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
     result = {
         "device": device.type,
         "weights": "fp16" if half else "fp32",
@@ -90,9 +104,10 @@ def generate() -> dict:
         "new_tokens": NEW_TOKENS,
     }
     result.update(measure({name: run for name, run in runners.items() if run}))
-    for rival, name in (("transformers_", "ratio_"), ("transformers_bf16_", "ratio_bf16_")):
-        for key in [key for key in result if f"{rival}{key}" in result]:
-            result[f"{name}{key}"] = round(result[key] / result[f"{rival}{key}"], 3)
+    keys = [key for key in result if key.startswith(("tokens_per_s", "first_token_ms"))]
+    for ours, theirs, name in _RATIOS:
+        for key in keys if f"{theirs}{keys[0]}" in result and f"{ours}{keys[0]}" in result else ():
+            result[f"{name}{key}"] = round(result[f"{ours}{key}"] / result[f"{theirs}{key}"], 3)
     limit = read_bandwidth(model, device)
     size = model.matrix_parameters() * (2 if half else 4)  # 词嵌入的一行不算，输出层算
     reached = result["tokens_per_s_batch1"] * size
@@ -163,54 +178,6 @@ def int8_runner(model: GPT) -> Runner | None:
     weights = int8.quantize_weights(checkpoint.weights_of(model))
     small = checkpoint.rebuild_int8(model.config, {"weights": weights})
     return our_runner(small, torch.device("cpu"))
-
-
-def transformers_runner(
-    model: GPT, device: torch.device, dtype: torch.dtype | None = None
-) -> Runner | None:
-    """同样形状与选项的 transformers generate，dtype 默认 fp32；没有安装时为 None。"""
-    import torch
-
-    try:
-        from transformers import Qwen3Config, Qwen3ForCausalLM
-    except ImportError:
-        print("没有安装 transformers，只测本项目。", file=sys.stderr)
-        return None
-    shape = model.config
-    theirs = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.dim,
-            intermediate_size=shape.ff,
-            num_hidden_layers=shape.n_block,
-            num_attention_heads=shape.n_head,
-            num_key_value_heads=shape.n_head,
-            head_dim=shape.head_dim,
-            max_position_embeddings=shape.max_seq_len,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    theirs = theirs.to(device, dtype).eval()
-
-    def run(rows: int, count: int) -> None:
-        ids = torch.arange(100, 100 + PROMPT_TOKENS, device=device).repeat(rows, 1)
-        with torch.inference_mode():
-            theirs.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=0.7,
-                top_k=20,
-                repetition_penalty=1.4,
-                min_new_tokens=count,
-                max_new_tokens=count,
-            )
-        _wait(device)
-
-    return run
 
 
 def measure(runners: dict) -> dict:

@@ -19,13 +19,15 @@ import torch
 from gpt import GPT, GPTConfig
 from kernels import int8
 from support import console, files
-from support.artefacts import BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS
+from support.artefacts import BEST_MODEL, BOX, CHECKPOINT, CHECKPOINT_PREVIOUS
 from support.console import UserError
 from tokenizer import HFTokenizer
 
 VERSION = 1
+BOX_FILE = Path(__file__).resolve().parent / BOX  # 随附的模型；可能没有
 _MODELS = (BEST_MODEL, CHECKPOINT, CHECKPOINT_PREVIOUS)  # 推理时先后找哪个
 _SEAL = b"sha256:"
+_NO_ROOM = "写到一半写不下去了，多半是磁盘满了。请腾出空间，再运行同一条命令"
 _COMMENT = len(_SEAL) + 64
 
 
@@ -116,7 +118,7 @@ def save(path: Path, state: State, previous: Path | None = None) -> None:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_write_error(error):
             raise
-        reason = console.explain(error) if isinstance(error, OSError) else str(error)
+        reason = console.explain(error) if isinstance(error, OSError) else _NO_ROOM
         raise UserError(
             f"写不下 {path}（约需 {_bytes_of(state) >> 20} MB{_free(path.parent)}）：{reason}"
             + (f"\n原来的 {path.name} 原样还在。" if path.exists() else "")
@@ -326,9 +328,23 @@ def find(work_dir: str, given: str = "") -> Path:
     )
 
 
+def find_to_write(work_dir: str, given: str = "") -> Path:
+    """写诗用的模型文件：同 find，但没有指定、WORK_DIR 里也没有时，是随附的模型。"""
+    if given or models_in(Path(work_dir)) or not BOX_FILE.is_file():
+        return find(work_dir, given)
+    return BOX_FILE
+
+
 def models_in(folder: Path) -> list:
     """folder 里能用来推理的模型文件，先用哪个哪个在前。"""
     return [folder / name for name in _MODELS if (folder / name).exists()]
+
+
+def all_models(folder: Path) -> list:
+    """folder 里像模型的全部文件（检查点是 zip，dataset.bin 之类不是），推理先用的在前。"""
+    usual = models_in(folder)
+    others = sorted(path for path in folder.glob("*.bin") if path not in usual and path.is_file())
+    return [*usual, *filter(zipfile.is_zipfile, others)]
 
 
 # ── 重建 ──────────────────────────────────────────────────────────────

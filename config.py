@@ -20,7 +20,7 @@ from support.console import UserError
 WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
 RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .jsonl .txt）
 DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
-CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin；evaluate 可写 a.bin,b.bin
+CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin，写诗时都没有就用随附的
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
 FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
 
@@ -115,9 +115,10 @@ SWEEP = ""  # evaluate.py 比较几套抽样，如 "temperature=0.7,1;sampler=re
 _AUTO = {
     "temperature": 1.0,
     "top_k": 0,
-    "min_p": 0.03,
+    "min_p": 0.1,
     "repetition_penalty": 1.0,
     "presence_penalty": 1.0,
+    "frequency_penalty": 0.3,
     "steady_marks": True,
 }
 # 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
@@ -201,6 +202,12 @@ def names() -> list:
     return [name for name in globals() if name.isupper() and not name.startswith("_")]
 
 
+def missing() -> list:
+    """本文件里少了的常量（被删掉或注释掉的），各一句话。"""
+    lacking = [name for name in defaults.DEFAULTS if name not in globals()]
+    return [f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in lacking]
+
+
 def values() -> dict:
     """当前全部常量：名字 → 值。"""
     return {name: globals()[name] for name in names()}
@@ -225,6 +232,7 @@ def _is_own(name: str) -> bool:
 
 
 _given = set()
+_before = {}  # 命令行改过的：名字 → (原来的值, 改成的值)
 
 
 def given() -> set:
@@ -242,10 +250,12 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    missing = [name for name in defaults.DEFAULTS if name not in globals()]
-    if missing:
-        _quit([f"config.py 里缺少 {name}（默认 {defaults.DEFAULTS[name]!r}）" for name in missing])
+    lacking = missing()
+    if lacking:
+        _quit(lacking)
     argv = sys.argv[1:] if argv is None else argv
+    _forget()
+    before = values()
     if "--help" in argv or "-h" in argv:
         print(_help(doc or "", positional))
         sys.exit(0)
@@ -259,11 +269,25 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
             _given.add(name)
     _apply_preset()
     _expand_home()
+    changed = [name for name in names() if name in _given or globals()[name] != before[name]]
+    _before.update({name: (before[name], globals()[name]) for name in changed})
     problems += _check_positional(rest, positional)
     problems += check()
     if problems:
         _quit(problems)
     return rest
+
+
+def _forget() -> None:
+    """上一个脚本的命令行不算了：笔记本里几个 %run 用的是同一个进程、同一份 config。
+
+    其间又改成别的值的（config.WORK_DIR = …）照改的。
+    """
+    for name, (value, changed) in _before.items():
+        if globals()[name] == changed:
+            globals()[name] = value
+    _before.clear()
+    _given.clear()
 
 
 def _apply_preset() -> None:

@@ -8,6 +8,11 @@ UTF-16、带 BOM 的文件（全部写法见 poems/sources.py 的表），说明
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import json
 import os
 import tempfile
@@ -17,7 +22,7 @@ from typing import NamedTuple
 import config
 from poems import copies, mend, records, sources
 from poems.report import Report, draw_lengths, printable
-from support import artefacts, console, files, lock
+from support import artefacts, files, lock
 from support.console import UserError
 
 _UNTOUCHED = "没有改动任何文件。改好这一处后请运行：python data_clean.py"
@@ -143,18 +148,17 @@ def own_files(work_dir: str) -> tuple[Path, ...]:
     return (*(folder / name for name in names), *found)
 
 
-def _make_room(job: Job, work_dir: str) -> str:
-    """写出之前给已有的 all_poems.json 改名；返回要告诉使用者的话。"""
+def _place_for_old(job: Job, work_dir: str) -> tuple[Path | None, str]:
+    """已有的 all_poems.json 以什么名字留着（None 就是不留），与要告诉使用者的话。"""
     output, original = Path(work_dir) / artefacts.POEMS, Path(work_dir) / artefacts.POEMS_ORIGINAL
     if job.keep == "aside":
-        aside = files.keep_aside(output)
-        return f"原来的 {artefacts.POEMS} 不是清洗写出的（或被改过），已留作 {aside}"
+        aside = files.unused(output)
+        return aside, f"原来的 {artefacts.POEMS} 不是清洗写出的（或被改过），已留作 {aside}"
     if job.keep == "original":
         aside = files.keep_aside(original)
-        files.replace(output, original)
         said = f"原件已留作 {original}"
-        return said + (f"，更早的原件留作 {aside}" if aside else "")
-    return ""
+        return original, said + (f"，更早的原件留作 {aside}" if aside else "")
+    return None, ""
 
 
 # ── 全程 ──────────────────────────────────────────────────────────────
@@ -177,12 +181,12 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Rep
         if not index.offsets:
             raise UserError(_nothing_left(job.source, report))
         copy_of, exact = copies.find_copies(index, near_copy)
-        with files.atomic_write(Path(work_dir) / artefacts.POEMS, "wb") as file:
+        previous, kept = _place_for_old(job, work_dir)
+        with files.atomic_write(Path(work_dir) / artefacts.POEMS, "wb", previous) as file:
             sha256 = copies.write_poems(index, copy_of, exact, file, report)
             summary = report.to_dict(printable(str(job.source)), sha256)
             with files.atomic_write(Path(work_dir) / artefacts.CLEAN_REPORT) as report_file:
                 json.dump(summary, report_file, ensure_ascii=False, indent=1)
-            kept = _make_room(job, work_dir)
     print(report.text())
     if kept:
         print(f"\n{kept}")
@@ -209,7 +213,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(
             f"读写文件时出错：{error}\n"
-            "已有的文件没有改动。请检查磁盘空间与权限，再运行：python data_clean.py"
+            f"已有的 {artefacts.POEMS} 没有改动。请检查磁盘空间与权限，再运行：python data_clean.py"
         ) from error
     picture = Path(config.WORK_DIR) / artefacts.CLEAN_PICTURE
     drawn = draw_lengths(report.lengths, picture)

@@ -8,12 +8,17 @@ python diagnose.py curve [名字]  我的曲线正常吗：与 docs/curves/ 里�
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 from pathlib import Path
 
 import config
 from checks import curve, files, finding, machine, memory, packages, tokens
 from checks.finding import Settings
-from support import artefacts, console
+from support import artefacts
 from support.console import UserError
 
 SECTIONS = (

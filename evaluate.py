@@ -9,6 +9,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import contextlib
 import itertools
 import json
@@ -25,7 +30,7 @@ import config
 import dataset
 from gpt import GPT
 from poems import chat_format, collection, options
-from support import artefacts, console, files, hardware
+from support import artefacts, files, hardware
 from support.console import UserError
 from tokenizer import HFTokenizer
 from training import validation

@@ -9,6 +9,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import contextlib
 import os
 import shutil
@@ -17,7 +22,7 @@ from typing import Iterator
 
 import checkpoint
 import config
-from support import artefacts, console, files, lock
+from support import artefacts, files, lock
 from support.console import UserError
 from writing import gguf_file, hugging_face
 

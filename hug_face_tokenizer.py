@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import contextlib
 import os
 import sys
@@ -19,7 +24,7 @@ import config
 import tokenizer
 from checks import token_stats
 from poems import chat_format, collection
-from support import artefacts, console, files, lock
+from support import artefacts, files, lock
 from support.console import UserError
 from tokenizer import BPETokenizer, HFTokenizer
 
@@ -97,11 +102,11 @@ def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
     if path.is_file() and path.read_bytes() == text.encode("utf-8"):
         print(f"与已有的 {path} 完全相同，没有改动。")
         return
-    aside = files.keep_aside(path)
+    aside = files.unused(path) if path.exists() else None
+    with files.atomic_write(path, previous=aside) as file:
+        file.write(text)
     if aside:
         print(f"原来的分词器改名为 {aside}；用它建的 dataset.bin 与模型都要重做才能配新的。")
-    with files.atomic_write(path) as file:
-        file.write(text)
     print(f"已写入 {path}")
 
 

@@ -1,36 +1,96 @@
 """和训练好的模型对话：python infere.py；或在程序里 from infere import chat, chat_stream。
 
+写好的诗还可以改：rewrite() 只换一行，titles() 给它起题目。
 导入本模块不载入任何东西（连 PyTorch 也不）；第一次 chat() 才载入 best_model.bin，
 没有它就用 checkpoint.bin。每个问题单独成诗，不记得上一个。对话里输入 /帮助 看全部命令。
+在别的文件夹里导入、那里有自己的 config.py 之类也不要紧；本项目的配置是 infere.config。
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from support import console
+
+    console.quiet_imports()
+
 import importlib.util
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator
 
-import config
-from poems import options
-from poems.options import Option
-from support import console
-from support.console import UserError
+_HERE = Path(__file__).resolve().parent
+
+
+class _Home:
+    """在里面 import 的是本项目的模块；使用者有同名的（config、tokenizer……），出去时还给他。
+
+    没有同名的时候什么也不换，导入过的就留在 sys.modules 里。
+    """
+
+    def __init__(self) -> None:
+        if not (_HERE / "poems").is_dir():
+            raise ImportError("infere.py 要和项目的其余文件在一起：pip install -e 项目的文件夹")
+        names = {path.stem for path in _HERE.glob("*.py")}
+        names |= {path.parent.name for path in _HERE.glob("*/__init__.py")}
+        self._shared = {name for name in names if _is_foreign(name)}
+        self._ours, self._theirs = {}, {}
+        self._lock, self._inside = threading.RLock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                sys.path.insert(0, str(_HERE))
+                self._theirs = self._swap(self._ours)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sys.path.remove(str(_HERE))
+                self._ours = self._swap(self._theirs)
+
+    def _swap(self, coming: dict) -> dict:
+        """换上 coming，交回换下来的同名模块。"""
+        names = [name for name in sys.modules if name.partition(".")[0] in self._shared]
+        going = {name: sys.modules.pop(name) for name in names}
+        sys.modules.update(coming)
+        return going
+
+
+def _is_foreign(name: str) -> bool:
+    """在这里 import name 得到的是别人的。"""
+    if name in sys.modules:
+        origin = getattr(sys.modules[name], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            return False
+        origin = spec.origin
+    ours = (_HERE / f"{name}.py", _HERE / name / "__init__.py")
+    return origin is None or Path(origin).resolve() not in ours
+
+
+_home = _Home()
+with _home:
+    import config
+    from poems import options
+    from poems.options import Option
+    from support import console
+    from support.console import UserError
 
 if TYPE_CHECKING:
     from writing.originality import CopyIndex
     from writing.poet import Poet
 
 
-_HERE = Path(__file__).resolve().parent
-_OURS = ("config", "checkpoint", "gpt", "embeding", "tokenizer", "support", "kernels", "writing")
-
-
 def __getattr__(name: str) -> type:
     """Poet、Engine 在 writing/ 里；用到时才导入它（和 PyTorch）。"""
     if name in ("Poet", "Engine"):
-        from writing import engine
+        with _home:
+            from writing import engine
 
         return getattr(engine, name)
     raise AttributeError(f"module 'infere' has no attribute {name!r}")
@@ -61,17 +121,18 @@ def chat(
     没有模型、选项不认识或越界、问题太长等抛出 UserError。
     """
     given = _gather(given)
-    poet = _poet(checkpoint)
-    request, n = _request(poet, question, given, n)
-    copies = _copy_index(check_copy)
-    texts, rows = [""] * n, [None] * n
-    for index, text, row in poet.poems(request, n):
-        texts[index] += text
-        rows[index] = row
-    if n > 1:
-        from writing import ranking
+    with _home:
+        poet = _poet(checkpoint)
+        request, n = _request(poet, question, given, n)
+        copies = _copy_index(check_copy)
+        texts, rows = [""] * n, [None] * n
+        for index, text, row in poet.poems(request, n):
+            texts[index] += text
+            rows[index] = row
+        if n > 1:
+            from writing import ranking
 
-        texts = [texts[index] for index in ranking.order(poet, texts, rows)]
+            texts = [texts[index] for index in ranking.order(poet, texts, rows)]
     poems = [_with_copy(text, copies) if copies is not None else text for text in texts]
     return poems if n > 1 else poems[0]
 
@@ -82,14 +143,58 @@ def chat_stream(
 ) -> Iterator[str]:
     """同 chat()，边写边给：逐段给出完整的字，连起来就是 chat() 的结果。不支持 n 与 check_copy。"""
     given = _gather(given)
-    poet = _poet(checkpoint)
-    request, _ = _request(poet, question, given, 1)
-    return (piece.text for piece in poet.poems(request) if piece.text)
+    with _home:
+        poet = _poet(checkpoint)
+        request, _ = _request(poet, question, given, 1)
+        pieces = poet.poems(request)
+    return (text for text in _written(pieces) if text)
+
+
+def _written(pieces: Iterator) -> Iterator[str]:
+    """边写边给；两段之间，使用者的同名模块归使用者。"""
+    while True:
+        with _home:
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece.text
+
+
+@options.documented
+def rewrite(
+    question: str | None,
+    poem: str,
+    line: int,
+    *,
+    n: int = 8,
+    checkpoint: str | None = None,
+    **given: object,
+) -> str:
+    """改这一行：诗 poem 的第 line 行（从 1 数，空行不算）换一行，别的一字不动；返回整首诗。
+
+    写 n 种，挑最接得上后面的。question 是它的题目，没有就是 None；选项同 chat()，写它时用过的
+    藏头、押韵、格子照旧给，换的一行也守着。没有这一行等抛出 UserError。
+    """
+    given = _gather(given)
+    with _home:
+        from writing import rewrite as rewriting
+
+        return rewriting.rewrite(_poet(checkpoint), question, poem, line, n, **given)
+
+
+def titles(poem: str, *, n: int = 5, checkpoint: str | None = None) -> list:
+    """给一首诗起题目：诗里最能抬高它的概率的词句，至多 n 个，最合适的在前。"""
+    with _home:
+        from writing import titles as naming
+
+        return naming.suggest(_poet(checkpoint), poem, n)
 
 
 def _gather(given: dict) -> dict:
     """没有给的选项取 config 此刻的值。"""
-    _refuse_strangers()
+    lacking = config.missing()
+    if lacking:
+        raise UserError("配置有误：" + "；".join(lacking))
     options.check_names(given)
     return options.merge(config.sampling(), given)
 
@@ -108,18 +213,6 @@ def _work_dir() -> str:
     if config.WORK_DIR == "." and not models_in(Path(".")) and models_in(_HERE):
         return str(_HERE)
     return config.WORK_DIR
-
-
-def _refuse_strangers() -> None:
-    """使用者自己的同名文件排在本项目的前面时，说清是哪一个。"""
-    for name in _OURS:
-        found = importlib.util.find_spec(name)
-        origin = Path(found.origin or "") if found else Path()
-        if _HERE not in origin.resolve().parents:
-            raise UserError(
-                f"{origin} 挡住了本项目的 {name}（应当是 {_HERE} 里的）。\n请把自己的那个改名；"
-                f'或在程序最前面写：import sys; sys.path.insert(0, r"{_HERE}")'
-            )
 
 
 def _request(poet: Poet, question: str | None, given: dict, n: int) -> tuple:
@@ -152,18 +245,19 @@ _ON = ("是", "开", "on")
 
 
 class Repl:
-    """一次对话的状态：选项与问过的问题。ask() 读一行，say() 写文字。"""
+    """一次对话的状态：选项、问过的问题、刚写的诗。ask() 读一行，say() 写文字。"""
 
     def __init__(self, ask: Callable = input, say: Callable[[str], None] | None = None) -> None:
         self.ask = ask
-        self.say = say or _say
+        self.say = say or console.say
         self.options = {}
         self.history = []
+        self.poem = ""  # 刚写的，答案有几首时是最好的那首
 
     def run(self) -> None:
         """读到 exit 或输入结束为止；Ctrl-C 只停下正在写的诗。"""
         self.say("Chat with GPT (type 'exit' to quit)\n")
-        _enable_history()
+        console.enable_history()
         interrupted = False
         while True:
             try:
@@ -208,6 +302,10 @@ class Repl:
             if not self.history:
                 raise UserError("还没有问过问题")
             self.answer(self.history[-1])
+        elif name in ("改", "rewrite"):
+            self.rewrite(value)
+        elif name in ("题目", "title"):
+            self.say(f"题目：{'　'.join(titles(self._written()))}\n")
         elif name in ("选项", "options"):
             self.say(self.settings())
         elif name in ("历史", "history"):
@@ -265,8 +363,24 @@ class Repl:
         else:
             for number, poem in enumerate(poems, 1):
                 self.say(f"回答 {number}：{poem}\n")
+        self.poem = poems[0]
         if check_copy:
             self._report_copies(poems)
+
+    def rewrite(self, value: str) -> None:
+        """刚写的诗换一行。"""
+        poem, given = self._written(), dict(self.options)
+        if not value.isdecimal():
+            raise UserError("要改第几行？例如：/改 3（空行不算）")
+        given.pop("n", None)
+        given.pop("check_copy", None)
+        self.poem = rewrite(self.history[-1] or None, poem, int(value), **given)
+        self.say(f"回答：{self.poem}\n")
+
+    def _written(self) -> str:
+        if not self.poem:
+            raise UserError("还没有写过诗")
+        return self.poem
 
     def _stream(self, pieces: Iterable[str]) -> str:
         self.say("回答：")
@@ -317,32 +431,9 @@ def help_text() -> str:
     """全部命令的说明。"""
     rows = ["直接输入题目，或“写一首……的诗”。命令（后面不写值就恢复默认）：\n"]
     rows += [f"  /{name} 值    {option.note}\n" for name, option in COMMANDS.items()]
+    rows.append("  /改 3    刚写的诗换掉第 3 行      /题目    给刚写的诗起题目\n")
     rows.append("  /重来  /选项  /历史  /清空  /帮助    exit 退出；写的时候 Ctrl-C 停下这一首\n")
     return "".join(rows)
-
-
-def _say(text: str) -> None:
-    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
-
-
-def _ask(prompt: str) -> str:
-    _say(prompt)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
-
-
-def _enable_history() -> None:
-    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            import readline  # noqa: F401
-        except ImportError:
-            return
 
 
 def main() -> None:
@@ -352,7 +443,7 @@ def main() -> None:
         sys.stdin.reconfigure(errors="replace")
     _poet()  # 没有模型就现在说
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    Repl(input if terminal else _ask).run()
+    Repl(input if terminal else console.ask).run()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,18 @@ python quantize.py [--CHECKPOINT=…] [--OUT=…]，然后 python infere.py --CH
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import json
 from pathlib import Path
 
 import checkpoint
 import config
 from kernels import int8
-from support import console, files, lock
+from support import files, lock
 from support.artefacts import MODEL_INT8
 from support.console import UserError
 

@@ -11,16 +11,22 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import errno
 import functools
 import ipaddress
 import signal
 import socket
 import sys
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import config
-from support import artefacts, console, files
 from support.console import UserError
 from web import cors, server
 from web.app import Doors
@@ -61,19 +67,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def load_engine(settings: dict[str, Any]) -> Any:
-    """照配置载入引擎。"""
+def load_engine(settings: dict[str, Any], name: str = "") -> Any:
+    """照配置载入引擎；name 是 WORK_DIR 里别的模型文件。"""
     from writing import engine
 
     names = ("CHECKPOINT", "WORK_DIR", "DEVICE", "DTYPE")
-    poet = engine.Poet.load(*(settings[name] for name in names))
+    chosen = {**settings, "CHECKPOINT": str(Path(settings["WORK_DIR"]) / name)}
+    poet = engine.Poet.load(*((chosen if name else settings)[key] for key in names))
     return engine.Engine(poet, max_rows=min(MAX_ROWS, settings["MAX_CONCURRENT"]))
 
 
 def load_first(service: Service, given: str) -> None:
     """启动时就载入模型；一个模型文件都没有时照样启动，训练页可用，有了模型再载入。"""
-    usual = (artefacts.BEST_MODEL, artefacts.CHECKPOINT)
-    if given or any(files.find_input(name, service.work_dir) for name in usual):
+    import checkpoint
+
+    if given or checkpoint.models_in(Path(service.work_dir)) or checkpoint.BOX_FILE.is_file():
         service.load_once()
     else:
         print("还没有模型，先只能看训练页；训练出 best_model.bin 后刷新网页就能写诗。")
@@ -106,7 +114,13 @@ def check_installed() -> None:
         ) from error
 
 
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """还在载入时被叫停。容器里是 1 号进程，系统不替它装默认的处理。"""
+    sys.exit(128 + number)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, leave)
     config.load(__doc__)
     host, port = config.HOST, config.PORT
     check_address(host, config.API_KEY)

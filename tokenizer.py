@@ -389,11 +389,10 @@ def _special_problem(spec: dict) -> str | None:
 
 
 def _vocab_problem(spec: dict) -> str | None:
-    vocab = spec["model"]["vocab"]
+    vocab, special = spec["model"]["vocab"], _special_ids(spec)
     missing = [byte for byte, char in enumerate(BYTE_CHARS) if char not in vocab]
     if missing:
         return f"词表缺少字节 0x{missing[0]:02X}"
-    special = _special_ids(spec)
     for name in vocab:
         if name not in special and not (name and set(name) <= _CHAR_BYTES.keys()):
             return f"词表里的 {name!r} 不是字节级的写法"
@@ -404,7 +403,10 @@ def _vocab_problem(spec: dict) -> str | None:
     for left, right in pairs:
         if not (left in vocab and right in vocab and left + right in vocab):
             return f"合并 {left} + {right} 用到了词表里没有的 token"
-    return None
+    made = {left + right: vocab[left + right] for left, right in pairs}
+    learned = sorted(vocab, key=vocab.get)[: max(made.values(), default=0)]  # 再往后是人添的
+    lost = [name for name in learned if not (name in made or name in special or len(name) == 1)]
+    return f"没有合并写得出词表里的 {lost[0]!r}" if lost else None
 
 
 def _special_ids(spec: dict) -> dict[str, int]:

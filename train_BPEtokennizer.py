@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import time
 from pathlib import Path
 
 import config
 import hug_face_tokenizer
 from poems import collection
-from support import artefacts, console, files, lock
+from support import artefacts, files, lock
 from tokenizer import BPETokenizer, HFTokenizer
 
 

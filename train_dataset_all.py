@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import config
 import train_dataset_one
 from poems import wording
-from support import console
 
 
 def print_kinds(counts: dict, examples: dict) -> None:

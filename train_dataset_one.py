@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 from pathlib import Path
 
 import checkpoint
@@ -13,7 +18,7 @@ import config
 import dataset
 import tokenizer
 from poems import collection
-from support import artefacts, console, files, lock
+from support import artefacts, files, lock
 from support.console import UserError
 from writing import origin
 

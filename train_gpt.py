@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import config
-from support import console, cuda, threads
+from support import cuda, threads
 
 
 def main() -> int:

@@ -6,10 +6,15 @@ python -m torch.distributed.launch 也可以；不经启动器直接运行就是
 
 from __future__ import annotations
 
+from support import console
+
+if __name__ == "__main__":
+    console.quiet_imports()
+
 import sys
 
 import config
-from support import console, cuda, threads
+from support import cuda, threads
 
 
 def main() -> int:

@@ -12,11 +12,10 @@ from typing import BinaryIO
 import numpy as np
 
 from poems import dedup, mend
-from poems.report import Report
+from poems.report import NEAR_COPY, Report
 from support import console
 
 EXACT_COPY = "与另一首完全相同"
-NEAR_COPY = "与另一首近似，留较长的"
 
 _BATCH = 2000  # 每多少首算一次签名
 _CANDIDATE = 0.25  # 签名有这么像的才逐字核对

@@ -71,7 +71,7 @@ TABLE = (
     Option(
         "repetition_penalty", float, "重复惩罚", "1 = 不惩罚", REPEAT, 1.0, 0.1, 10,
         setting="REPETITION_PENALTY", slider=(1, 2, 0.05), aliases=("repeat_penalty", "rep_pen"),
-        instead=("presence_penalty",),
+        instead=("presence_penalty", "frequency_penalty"),
     ),
     Option(
         "presence_penalty", float, "出现惩罚", "诗里写过的字词减去这么多，负的是鼓励", REPEAT,
@@ -168,6 +168,8 @@ Options = make_dataclass(
 Options.__doc__ = "一首诗的抽样选项；没有给的不起作用。"
 
 
+STYLES = (("沉静", 0.8), ("平常", 1), ("恣意", 1.2))  # 网页的笔意：默认的温度乘多少
+
 # ── 默认与给的 ────────────────────────────────────────────────────────
 
 
@@ -232,6 +234,15 @@ def check_text(label: str, text: object) -> str:
         if "\ud800" <= char <= "\udfff":
             raise UserError(f"{label}里有落单的代理字符 U+{ord(char):04X}，请去掉再试")
     return text.strip()
+
+
+def check_poem(text: object) -> str:
+    """一首写好的诗：文字，换行一律是 \\n。模型写出的控制字符也收下。"""
+    if not isinstance(text, str):
+        raise UserError(f"诗应当是文字，收到的是 {type(text).__name__}")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError("诗里有落单的代理字符，请去掉再试")
+    return text.replace("\r\n", "\n")
 
 
 def bounds(option: Option) -> tuple:

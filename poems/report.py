@@ -10,6 +10,8 @@ import numpy as np
 
 from support import artefacts, console, files, picture
 
+NEAR_COPY = "与另一首近似，留较长的"  # 丢弃的原因之一
+
 EXAMPLES = 2
 FILES = 10  # 逐个说到文件时，至多说几个
 
@@ -118,7 +120,18 @@ class Report:
                 note = f"（{total} {unit}）" if heading != "改动" else "（一首可有多处）"
                 parts.append(f"\n{heading}{note}")
                 parts.extend(_table(tally.to_list()))
+        parts.extend(self._mostly_alike())
         return "\n".join(parts)
+
+    def _mostly_alike(self) -> list[str]:
+        """多半的诗被当作近似重复：换了几个字的模板诗、组诗会这样，要不要由人定。"""
+        alike = self.dropped.counts.get(NEAR_COPY, 0)
+        if alike < 10 or 2 * alike < self.read:
+            return []
+        return [
+            f"\n提醒：{self.read} 首里有 {alike} 首因为与别的诗近似而没有留。"
+            "要是它们本来就是不同的诗，请放宽：python data_clean.py --NEAR_COPY=1"
+        ]
 
 
 def _table(rows: list[dict]) -> Iterable[str]:

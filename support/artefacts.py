@@ -14,6 +14,7 @@ CHECKPOINT = "checkpoint.bin"  # 最新的检查点，能续训
 CHECKPOINT_PREVIOUS = "checkpoint.prev.bin"  # 上一个检查点
 BEST_MODEL = "best_model.bin"  # 验证损失最低的模型
 MODEL_INT8 = "model_int8.bin"
+BOX = "weights/poem.bin"  # 随附的模型，在 README.md 旁边，不在 WORK_DIR 里
 TRAIN_LOG = "train_log.csv"
 LOSS_PICTURE = "loss.png"
 SAMPLES = "samples.txt"

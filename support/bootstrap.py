@@ -20,12 +20,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Sequence, Union
 
-from support import console, files
+from support import console, files, installing
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = "installed.json"  # 放在 .venv 里：装过的依赖的摘要
+LOG = "install.log"  # 也在 .venv 里：pip 说的话
 MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"  # 默认索引两次不成时换它
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 
@@ -56,9 +57,9 @@ def ensure_environment(
     _install(python, requirements)
     missing = missing_modules(python, modules)
     if missing:
-        raise UserError(f"安装之后仍然缺少 {'、'.join(missing)}，请查看上面 pip 的输出")
+        raise UserError(f"安装之后仍然缺少 {'、'.join(missing)}；pip 的输出在 {VENV / LOG}")
     if optional and not _pip(python, _arguments(optional)):
-        print("有可选的依赖没有装上，不影响核心功能。", flush=True)
+        print(f"有可选的依赖没有装上，不影响核心功能；详情在 {VENV / LOG}", flush=True)
     _remember(stamp)
     return python
 
@@ -173,7 +174,7 @@ def _install(python: Path, requirements: Sequence[Requirement]) -> None:
         time.sleep(2)
     command = " ".join(["-m pip install", *_arguments(requirements)])
     raise UserError(
-        f"依赖没有装上（Python {platform.python_version()}），原因见上面 pip 的输出。\n"
+        f"依赖没有装上（Python {platform.python_version()}），pip 的全部输出在 {VENV / LOG}\n"
         "已下载的部分 pip 会记住；请检查网络、代理与磁盘空间，然后重新运行同一条命令。\n"
         f"也可以手动安装：{python} {command}"
     )
@@ -187,9 +188,7 @@ def _arguments(requirements: Sequence[Requirement]) -> list[str]:
 
 
 def _pip(python: Path, arguments: Sequence[str]) -> bool:
-    """pip install；-X utf8 让旧 pip 在 GBK 系统上也能读带中文注释的依赖文件。"""
-    command = [str(python), "-X", "utf8", "-m", "pip", "install", "--disable-pip-version-check"]
-    return subprocess.call([*command, *arguments]) == 0
+    return installing.pip(python, arguments, VENV / LOG)
 
 
 def _install_torch(python: Path, requirements: Sequence[Requirement]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 import unicodedata
 from typing import TYPE_CHECKING, Any, Callable
@@ -11,11 +13,30 @@ from typing import TYPE_CHECKING, Any, Callable
 from support import streams
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from tqdm import tqdm
+
+
+_INTERRUPTED = "\n已中断。\n"
 
 
 class UserError(Exception):
     """使用者能够自己解决的错误：消息写明错在哪里、保住了什么、怎样修好。"""
+
+
+def quiet_imports() -> None:
+    """导入的几秒里按 Ctrl-C 也只是一句话：那时什么都还没有做。脚本最前面叫它。"""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # 没有人叫它不要理会
+        signal.signal(signal.SIGINT, _leave_at_once)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(
+            2, _INTERRUPTED.encode(getattr(sys.stderr, "encoding", None) or "utf-8", "replace")
+        )
+    os._exit(130)
 
 
 def run(main: Callable[[], int | None], must_finish: bool = False) -> None:
@@ -24,9 +45,24 @@ def run(main: Callable[[], int | None], must_finish: bool = False) -> None:
     must_finish：输出断了也把事情做完（训练）。
     """
     streams.prepare()
+    if signal.getsignal(signal.SIGINT) is _leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
     if must_finish:
         streams.keep_on_without_output()
-    sys.exit(_outcome(main))
+    try:
+        code = _outcome(main)
+    except KeyboardInterrupt:
+        _on_interrupt(signal.SIG_IGN)  # 按住不放、连按：先把话说完
+        code = _failed(_INTERRUPTED.rstrip(), 130)
+    if heeded:  # 此后的 Ctrl-C 只是走得快些，不再有回溯
+        _on_interrupt(lambda *_: os._exit(code))
+    sys.exit(code)
+
+
+def _on_interrupt(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # 不在主线程时不能装
+        signal.signal(signal.SIGINT, handler)
 
 
 def _outcome(main: Callable[[], int | None]) -> int:
@@ -42,8 +78,6 @@ def _outcome(main: Callable[[], int | None]) -> int:
         return 141
     except OSError as error:
         return _failed(f"出错了：{explain(error)}", 1)
-    except KeyboardInterrupt:
-        return _failed("\n已中断。", 130)
 
 
 def _failed(text: str, code: int) -> int:
@@ -84,10 +118,10 @@ def explain(error: OSError) -> str:
 
 
 def progress(total: float | None, desc: str, unit: str = "首", **options: Any) -> tqdm:
-    """带剩余时间的进度条（tqdm）；输出不是终端时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
+    """带剩余时间的进度条（tqdm）；没有人在看时每 10 秒才刷新一次，控制台缺字时用 ASCII。"""
     from tqdm import tqdm
 
-    quiet = not streams.is_terminal(sys.stderr)
+    quiet = not (streams.is_terminal(sys.stderr) or streams.is_notebook(sys.stderr))
     encoding = (getattr(sys.stderr, "encoding", None) or "ascii").lower().replace("-", "")
     return tqdm(
         total=total,
@@ -119,3 +153,31 @@ def width(text: str) -> int:
 def pad(text: str, size: int) -> str:
     """右边补空格到 size 格。"""
     return text + " " * (size - width(text))
+
+
+# ── 对话 ──────────────────────────────────────────────────────────────
+
+
+def say(text: str) -> None:
+    """写到屏幕并立刻显示；控制台显示不了的字换成 ?。"""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def ask(prompt: str) -> str:
+    """问一句，读一行；输入结束时抛出 EOFError。"""
+    say(prompt)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def enable_history() -> None:
+    """终端里能用上下键翻历史；没有 readline（Windows 自带的够用）就算了。"""
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            import readline  # noqa: F401
+        except ImportError:
+            return

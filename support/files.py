@@ -55,14 +55,15 @@ def replace(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """让改名落盘；Windows 不支持对目录 fsync，跳过。"""
+    """让改名落盘；Windows 与有的网络盘不支持对目录 fsync，名字已经改好，不算错。"""
     if platform.system() == "Windows":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def temporary_of(path: Path) -> Path:
@@ -93,7 +94,7 @@ def sha256(path: Path) -> str:
 def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> Iterator[IO[Any]]:
     """写临时文件、fsync、改名：中途断电或出错时旧文件原样还在。
 
-    给了 previous，原来的文件就改成这个名字留着。
+    给了 previous，原来的文件就以这个名字留着；任何一刻 path 都在。
     """
     path = Path(path)
     temporary = temporary_of(path)
@@ -104,7 +105,7 @@ def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> I
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            replace(path, previous)
+            _keep(path, previous)
         replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -114,6 +115,15 @@ def atomic_write(path: Path, mode: str = "w", previous: Path | None = None) -> I
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """path 也叫 previous，自己的名字还在；文件系统没有硬链接时只好改名。"""
+    try:
+        previous.unlink(missing_ok=True)
+        os.link(path, previous)
+    except OSError:
+        replace(path, previous)
 
 
 def keep_aside(path: Path) -> Path | None:

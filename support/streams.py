@@ -22,7 +22,10 @@ def prepare() -> None:
 
 def keep_on_without_output() -> None:
     """从此输出断了（终端关了、管道断了、磁盘满了）也不出错，只是没人看见。"""
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, Lasting):  # 笔记本里几个 %run 用的是同一对流
+            setattr(sys, name, Lasting(stream))
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -30,6 +33,12 @@ def is_terminal(stream: TextIO | None) -> bool:
     with contextlib.suppress(*_BROKEN):
         return stream is not None and stream.isatty()
     return False
+
+
+def is_notebook(stream: TextIO | None) -> bool:
+    """写进笔记本的格子里：不是终端，却有人在看。"""
+    inner = stream.stream if isinstance(stream, Lasting) else stream
+    return type(inner).__module__.startswith("ipykernel")
 
 
 def discard(stream: TextIO) -> None:

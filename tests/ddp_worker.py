@@ -1,7 +1,8 @@
 """test_distributed.py 启动的训练进程：依次做一份清单里的几次训练，把各自的结局写成 JSON。
 
 省去测峰值、写诗和画图；可以在指定的更新上给自己发信号（stop_at、signal）、挂住（hang_at）、
-出错（fail_at）、说内存不够（short_at）或被杀死（kill_at），也可以每次更新前歇一会儿（pause 秒）。
+出错（fail_at）、说内存不够（short_at）、改动一个权重（flip_at）或被杀死（kill_at），
+也可以每次更新前歇一会儿（pause 秒）。
 每个结局里有 threads：训练收场时还活着的线程的名字（Linux）。
 """
 
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
 
 import config
 from support import hardware
@@ -64,6 +67,9 @@ def _trouble(case, number, run):
         signal.raise_signal(getattr(signal, case.get("signal", "SIGTERM")))
     if number == case.get("fail_at"):
         raise ZeroDivisionError
+    if number == case.get("flip_at"):
+        with torch.no_grad():
+            run.model.norm.weight[0] += 1e-6
     if number == case.get("short_at"):
         run.gradients.backward = _short_of_memory(run.gradients)
     if number == case.get("hang_at"):

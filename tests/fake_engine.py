@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from support.console import UserError
+
 VERSE = (
     "{q}，",
     "在窗台上坐了一夜\n",
@@ -18,10 +20,27 @@ class FakeEngine:
     """submit 之后每首诗由一个线程写；step（信号量）存在时，每放行一次写一段。"""
 
     prompt_kinds = ("title", "author", "lines", "acrostic", "first_line", "length")
+    path = None  # 从哪个文件来
 
     def __init__(self, step=None, pause: float = 0.0, verse: tuple = VERSE) -> None:
         self.step, self.pause, self.verse = step, pause, verse
         self.handles, self.asked = [], []
+
+    def rewrite(self, question: str, poem: str, number: int, **options) -> str:
+        """第 number 行换成“新的第几行”。"""
+        rows = [at for at, line in enumerate(poem.split("\n")) if line.strip()]
+        if not 1 <= number <= len(rows):
+            raise UserError(f"没有第 {number} 行")
+        self.asked.append((question, {**options, "line": number}))
+        lines = poem.split("\n")
+        lines[rows[number - 1]] = f"新的第{number}行"
+        return "\n".join(lines)
+
+    def titles(self, poem: str, n: int) -> list:
+        return ["灯", "窗台", "一夜"][:n]
+
+    def close(self) -> None:
+        """没有线程要停。"""
 
     def submit(self, question: str, **options) -> FakeHandle:
         if question == "太长":

@@ -2,8 +2,8 @@
 
     python -m tests.screenshots [--seed 7] [--question 夜里有灯] [--CHECKPOINT=… --WORK_DIR=…]
 
-得到 docs/page.png（宽屏）、docs/page-phone.png（手机宽度）；WORK_DIR 里有训练记录时还有
-docs/train.png。页面用减少动态的样式，背景不用渐变，图才小。
+得到 docs/page.png（宽屏）、docs/page-phone.png（手机宽度）、docs/card.png（竖排的图片）；
+WORK_DIR 里有训练记录时还有 docs/train.png。页面用减少动态的样式，背景不用渐变，图才小。
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def main() -> None:
             page.goto(server.url)
             _write(page, given.question, given.seed, count)
             _shoot(page, given.out / f"{name}.png")
+        page.set_viewport_size({"width": 1100, "height": 1000})
+        page.click("text=做成图片")
+        page.locator("#canvas").screenshot(path=given.out / "card.png")
         page = browser.new_page(viewport={"width": 1100, "height": 1000}, reduced_motion="reduce")
         page.goto(server.url + "/train")
         page.wait_for_selector("#run:not([hidden]), #none:not([hidden])")

@@ -142,6 +142,18 @@ def test_defaults_told_are_the_defaults():
     assert done.stdout.strip() == "True", done.stderr
 
 
+def test_a_second_script_in_the_same_process_forgets_the_first():
+    """笔记本里的 %run：两次 load() 之间又改过的常量照改的。"""
+    seed = config.SEED
+    config.load(None, argv=["--SEED=7", "--SEED=8", "--WORK_DIR=exp"])
+    assert (config.SEED, config.WORK_DIR, config.given()) == (8, "exp", {"SEED", "WORK_DIR"})
+    config.WORK_DIR = "mine"
+    config.load(None, argv=["--GPT_BLOCKS=3"])
+    assert (config.SEED, config.WORK_DIR, config.given()) == (seed, "mine", {"GPT_BLOCKS"})
+    config.load(None, argv=[])
+    assert not config.given()
+
+
 # ── PRESET ────────────────────────────────────────────────────────────
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import checkpoint
 import config
 import export
 from gpt import GPT, GPTConfig
+from infere import chat
 from poems import chat_format
 from support import files
 from support.console import UserError
@@ -406,6 +408,21 @@ def test_llama_cpp_chat_uses_the_template(llama, model, reference):
     ours, _ = greedy(model, reference.encode(chat_text(QUESTION)).ids, 20)
     text = llama.detokenize(ours).decode(errors="ignore")  # 它也丢掉不完整的字，再多写几个 token
     assert text and answer["choices"][0]["message"]["content"].startswith(text)
+
+
+def test_llama_cpp_writes_what_chat_writes(llama, state, reference, tmp_path, monkeypatch):
+    """同一个问题，贪心：llama.cpp 的对话与 chat() 逐字相同。"""
+    checkpoint.save(tmp_path / "best_model.bin", state)
+    for name, value in {"WORK_DIR": str(tmp_path), "DEVICE": "cpu", "DTYPE": "fp32"}.items():
+        monkeypatch.setattr(config, name, value)
+    for question in (QUESTION, "写一首关于雨的诗"):
+        ours = chat(
+            question, temperature=0, repetition_penalty=1, max_new_tokens=60, steady_marks=False
+        )
+        ids = llama.tokenize(chat_text(question).encode(), add_bos=True, special=True)
+        stream = llama.generate(ids, temp=0.0, repeat_penalty=1.0, top_k=1)
+        theirs = list(itertools.islice(itertools.takewhile(lambda token: token != 2, stream), 60))
+        assert ours and ours == reference.decode(theirs).replace("\ufffd", "").strip()
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0"])

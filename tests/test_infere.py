@@ -14,13 +14,14 @@ import torch
 import checkpoint
 import config
 import infere
+import quantize
 from kernels.products import half_problem
 from poems import chat_format, wording
 from poems.options import merge
 from support.console import UserError
 from tests import plain_generate, tiny_model
 from tests.conftest import ROOT
-from writing import engine
+from writing import engine, origin
 from writing.decoder import Decoder
 
 
@@ -130,7 +131,7 @@ def test_engine_equals_the_plain_generator(poet, given):
 
 def test_additive_penalties_count_the_poem_only(poet):
     """同批的别的诗、问题与规定的开头都不受影响。"""
-    plain = {**config.sampling(), "seed": 3, "max_new_tokens": 40}
+    plain = {**config.sampling(), "frequency_penalty": 0.0, "seed": 3, "max_new_tokens": 40}
     wanted = [
         {**plain, "first_line": "春天的花", "presence_penalty": 1.0},
         plain,
@@ -505,6 +506,31 @@ def test_repl_retry_and_interrupt(poet):
     assert "回答 2：" in text and repl.history == ["春天", "春天"]
 
 
+def test_rewrite_and_titles(poet):
+    poem = infere.chat("春天", seed=3, lines=4)
+    found = infere.rewrite("春天", poem, 2, n=2, seed=5, lines=4)
+    old, new = (text.split("\n") for text in (poem, found))
+    assert [*old[:1], *old[2:]] == [*new[:1], *new[2:]] and old[1] != new[1]
+    assert found == infere.rewrite("春天", poem, 2, n=2, seed=5, lines=4)
+    names = infere.titles("一只鸟在想方向\n天空很长。\n夜色苍茫", n=2)
+    assert len(names) == 2 and names == infere.titles("一只鸟在想方向\n天空很长。\n夜色苍茫", n=2)
+    with pytest.raises(UserError, match="没有第 9 行"):
+        infere.rewrite("春天", poem, 9)
+    with pytest.raises(UserError, match="最接近的是 rhyme"):
+        infere.rewrite("春天", poem, 1, rhime=True)
+
+
+def test_repl_rewrites_the_last_poem_and_names_it(poet):
+    text, repl = talk(
+        "/改 1", "/题目", "/种子 3", "/行数 3", "春天", "/改 2", "/改", "/改 9", "/题目"
+    )
+    assert text.count("还没有写过诗") == 2 and "要改第几行" in text and "没有第 9 行" in text
+    poem = infere.chat("春天", seed=3, lines=3)
+    assert repl.poem == infere.rewrite("春天", poem, 2, seed=3, lines=3)
+    assert f"回答：{repl.poem}\n" in text
+    assert "题目：" + "　".join(infere.titles(repl.poem)) in text
+
+
 def test_repl_interrupt_stops_the_poem_only(poet, monkeypatch):
     def interrupted(*args, **kwargs):
         yield "春"
@@ -553,10 +579,19 @@ def elsewhere(folder, code):
     )
 
 
-def test_own_config_in_front_is_named(tmp_path):
-    (tmp_path / "config.py").write_text("MINE = 1\n", encoding="utf-8")
-    done = elsewhere(tmp_path, "from infere import chat\nchat('春天')")
-    assert done.returncode == 1 and f"{tmp_path / 'config.py'} 挡住了" in done.stderr
+def test_own_common_does_not_matter(tmp_path, folder):
+    (tmp_path / "common.py").write_text("raise RuntimeError\n", encoding="utf-8")
+    code = f"import config\nconfig.WORK_DIR, config.DEVICE = {str(folder)!r}, 'cpu'\n"
+    code += "from infere import chat\nprint(bool(chat('春天', seed=1, max_new_tokens=4)))"
+    done = elsewhere(tmp_path, code)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_line_missing_in_config_is_named(monkeypatch):
+    for name in ("TOP_K", "SEED"):
+        monkeypatch.delattr(config, name)
+    with pytest.raises(UserError, match=r"缺少 SEED（默认 42）.*缺少 TOP_K"):
+        infere.chat("春天")
 
 
 def test_no_model_names_the_whole_folder_and_the_way_out(tmp_path, monkeypatch):
@@ -593,3 +628,38 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
         command, capture_output=True, text=True, env=environment, check=False, timeout=300
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+# ── 随附的模型 ────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def boxed(poet, tmp_path, monkeypatch):
+    """WORK_DIR 是空的，随附的是量化过的小模型；返回 WORK_DIR。"""
+    box = tmp_path / "weights" / "poem.bin"
+    box.parent.mkdir()
+    quantize.quantize_file(poet.path, box)
+    monkeypatch.setattr(checkpoint, "BOX_FILE", box)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(config, "WORK_DIR", str(empty))
+    return empty
+
+
+def test_the_box_writes_when_there_is_no_model(boxed, capsys):
+    poem = infere.chat("春天", seed=1)
+    assert poem and infere.chat("春天", seed=1) == poem
+    said = capsys.readouterr().err
+    assert said.count("用随附的 weights/poem.bin") == 1 and str(boxed) in said
+
+
+def test_ones_own_model_comes_before_the_box(boxed, capsys):
+    tiny_model.save(boxed / "best_model.bin")
+    assert infere.chat("春天", seed=1) and "随附" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="没有找到模型"):
+        infere.chat("春天", checkpoint="nowhere.bin")
+
+
+def test_training_starts_from_the_box(boxed):
+    model = origin.open_model(str(checkpoint.BOX_FILE), str(boxed))
+    assert all(weight.dtype == torch.float32 for weight in model["weights"].values())

@@ -34,6 +34,40 @@ def test_busy_port_is_explained():
             serve.listen("127.0.0.1", port)
 
 
+def test_another_model_of_the_folder_is_loaded_by_its_name(tmp_path, monkeypatch):
+    from tests import tiny_model
+
+    for name, seed in (("best_model.bin", 0), ("second.bin", 1)):
+        tiny_model.save(tmp_path / name, seed=seed)
+    monkeypatch.chdir(tmp_path.parent)
+    settings = {"CHECKPOINT": "", "WORK_DIR": tmp_path.name, "DEVICE": "cpu", "DTYPE": "fp32"}
+    settings["MAX_CONCURRENT"] = 4
+    usual, other = (serve.load_engine(settings, name) for name in ("", "second.bin"))
+    assert (usual.path.name, other.path.name) == ("best_model.bin", "second.bin")
+    assert usual.rewrite("春", "春天\n花开\n雨落", 2, n=1, seed=1) != other.rewrite(
+        "春", "春天\n花开\n雨落", 2, n=1, seed=1
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows 没有这些信号")
+def test_stopped_while_it_loads():
+    """1 号进程没有默认的处理，所以装了自己的：退出码是 143，不是被信号打死的 -15。"""
+    pytest.importorskip("uvicorn", reason="没有安装 uvicorn")
+    code = (
+        "import sys, time, serve\nsys.argv = ['serve.py']\n"
+        "def load(*_):\n    print('载入', flush=True)\n    time.sleep(60)\n"
+        "serve.load_first = load\nserve.main()"
+    )
+    command = [sys.executable, "-X", "utf8", "-c", code]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    assert process.stdout.readline() == "载入\n"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows 没有这些信号")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_signals_end_in_peace(name, tmp_path):

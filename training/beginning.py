@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import checkpoint
+import dataset
 from gpt import GPTConfig
-from support import artefacts
+from support import artefacts, files
 from support.console import UserError
 from tokenizer import fingerprint
+from training import tuning
 from training.corpus import Corpus, remake
 from training.settings import Settings
 from writing import origin
@@ -44,11 +46,12 @@ class Beginning(NamedTuple):
 
 
 def lasting(saved: dict) -> dict:
-    """续训时不看现在的配置、照检查点的几项：FROM，由 FROM 来的还有形状。"""
+    """续训时照检查点的几项：FROM，由 FROM 来的还有形状与自动定下的（人改过的照人的）。"""
     config = saved["config"]
     if not config.get("FROM"):
         return {"FROM": ""}
-    return {name: config[name] for name in ("FROM", *SHAPE) if name in config}
+    names = ("FROM", *SHAPE, *tuning.recipe(1, 1))
+    return {name: config[name] for name in names if name in config}
 
 
 def choose(values: dict, kept: dict | None) -> Beginning:
@@ -57,7 +60,10 @@ def choose(values: dict, kept: dict | None) -> Beginning:
     if kept is not None:
         unread = f"FROM={given} 没有再读：这里已有训练，接着它来；要从 FROM 重新开始：--RESUME=off"
         remarks = [unread] if given else []
-        return Beginning({**values, **kept}, remarks + _shape_remarks(values, kept))
+        fixed = {name: value for name, value in kept.items() if name in ("FROM", *SHAPE)}
+        free = {name: value for name, value in kept.items() if name not in fixed}
+        values = {**values, **tuning.adjust(values, free)}
+        return Beginning({**values, **fixed}, remarks + _shape_remarks(values, fixed))
     if not given:
         return Beginning(values, [])
     model = origin.open_model(given, values["WORK_DIR"])
@@ -68,8 +74,26 @@ def choose(values: dict, kept: dict | None) -> Beginning:
             f" {GPTConfig.norm_eps}，不能从它开始（什么都没有改动）。"
         )
     taken = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
-    remarks = [f"起点：{given} 的权重；优化器、位置、学习率从头来"]
-    return Beginning({**values, **taken}, remarks + _shape_remarks(values, taken), model)
+    remarks = [f"起点：{given} 的权重；优化器、位置、学习率从头来", *_shape_remarks(values, taken)]
+    values = {**values, **taken}
+    tokens = _own_tokens(values["WORK_DIR"])
+    if tokens:
+        chosen = tuning.adjust(values, tuning.recipe(tokens, values["MAX_SEQ_LEN"]))
+        values.update(chosen)
+        remarks += _tuning_remarks(tokens, chosen)
+    return Beginning(values, remarks, model)
+
+
+def _own_tokens(work_dir: str) -> int:
+    """训练诗一遍有多少 token；还没有 dataset.bin 时为 0。"""
+    path = files.work_path(work_dir, artefacts.DATASET)
+    return int(dataset.load(path).lengths("train").sum()) if path.exists() else 0
+
+
+def _tuning_remarks(tokens: int, chosen: dict) -> list:
+    """自动定下了什么（一行）；人都改过时没有。"""
+    shown = "，".join(f"{name}={value:g}" for name, value in chosen.items())
+    return [f"按自己的诗有 {tokens / 1e3:.0f} 千 token 定下：{shown}"] if chosen else []
 
 
 def two_ways(work_dir: str) -> str:

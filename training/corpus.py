@@ -66,6 +66,11 @@ class Corpus:
             old = cls(_old_poems(data, settings), settings)
         return cls(data, settings, old)
 
+    def files(self) -> dict[str, dataset.PoemDataset]:
+        """用到的数据集：给人看的名字 → 数据集。"""
+        old = {"REPLAY_DATA 的旧诗": self.old.data} if self.old is not None else {}
+        return {artefacts.DATASET: self.data, **old}
+
     def documents(self, number: int) -> np.ndarray:
         """第 number 个微批次是哪些文档。"""
         chosen = self.plan.documents(number)

@@ -22,6 +22,7 @@ from training.reporter import Reporter
 from training.run import Run
 from training.schedule import ByUpdates
 from training.seal import Seal
+from training.unison import Unison
 
 SLOWED = ("cuda",)  # 这些设备上验证、写诗、保存至多占 _BOUNDARY_SHARE 的时间
 _BOUNDARY_SHARE = 0.02
@@ -95,7 +96,8 @@ class Records(Keeper):
         self._tried = run.position.update  # 最后一次试着保存是在第几次更新
         self._old = () if run.resumed else _MODELS  # 以前的训练留下的，写出新的时才改名
         self._ornaments = Ornaments(run.folder, run.voice.say)
-        self._seal = Seal(run.corpus.data)
+        self._seal = Seal(run.corpus.files())
+        self._unison = Unison(run)
         self._pace = Pace(_BOUNDARY_SHARE)
         self._owed = set()  # 到了次数、推迟着的事
         self._loggers = loggers.Loggers(run.voice.say)
@@ -143,6 +145,8 @@ class Records(Keeper):
     def _at_boundary(self, row: dict) -> None:
         due, attempt = self._due_now(), self._ornaments.attempt
         with self._pace.working() if due else contextlib.nullcontext():
+            if due & {"eval", "save"}:
+                self._unison.check()
             if "eval" in due:
                 bpc = self._validate(row["iter"])
                 row["val_bpc"] = f"{bpc:.6f}"
@@ -256,6 +260,7 @@ class Records(Keeper):
         here = self.run.position
         if self.schedule.is_stale(here):
             self.run.voice.say(f"验证损失连续 {here.best.stale} 次没有下降，提前结束。")
+        self._unison.check()
         if not math.isfinite(here.best.val_bpc):
             self._validate(self.run.settings.iteration(here.update))
         self._save(final=True)

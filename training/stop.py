@@ -10,6 +10,7 @@ from types import FrameType
 # 各进程的次序、个数必须相同，所以本机没有的也占一格
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 _NUMBERS = tuple(int(getattr(signal, name, 0)) for name in _NAMES)
+_PAUSE = 1.0
 _HANGUP = int(getattr(signal, "SIGHUP", 0))
 
 
@@ -24,12 +25,13 @@ class Interrupted(Exception):
 class StopSignal:
     """第一次 Ctrl-C、SIGTERM、SIGHUP 只立一个标志，第二次照常中断。
 
-    patient：终端与 torchrun 会把同一次 Ctrl-C 各送一遍，几秒内的重复不算第二次。
+    连着来的（按住不放、连按）是同一次，停了一秒再来才算第二次。
+    patient：终端与 torchrun 会把同一次 Ctrl-C 各送一遍，几秒内的重复都不算第二次。
     """
 
     def __init__(self, patient: bool = False) -> None:
         self.received = 0
-        self._patience, self._first = (5.0 if patient else 0.0), 0.0
+        self._patience, self._first, self._last = (5.0 if patient else 0.0), 0.0, 0.0
         self._old = {}
 
     def __enter__(self) -> StopSignal:
@@ -46,9 +48,11 @@ class StopSignal:
         self._old = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        pause, self._last = now - self._last, now
         if not self.received:
-            self.received, self._first = number, time.monotonic()
-        elif number != _HANGUP and time.monotonic() - self._first >= self._patience:
+            self.received, self._first = number, now
+        elif number != _HANGUP and pause >= _PAUSE and now - self._first >= self._patience:
             raise KeyboardInterrupt  # 终端关掉时内核与 shell 各送一次 SIGHUP，不算催促
 
     def check(self) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import hmac
 import re
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, NamedTuple
 
-from web import chat_api, live
+from web import chat_api, live, pages, poem_api
 from web.chat_api import ApiError, Ask
 from web.cors import Cors
 from web.service import Job, Service
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 MAX_BODY = 1 << 20  # 请求体最多多少字节
 BODY_SECONDS = 30  # 请求体最多等多久
 LOAD_SECONDS = 1  # /health 最多等模型载入多久
-PAGES = Path(__file__).resolve().parent
 
 
 class Doors(NamedTuple):
@@ -59,6 +55,8 @@ def make_app(service: Service, doors: Doors = LOCAL) -> Cors:
         Route("/v1/models", web.models),
         Route("/v1/models/{name:path}", web.model),
         Route("/v1/chat/completions", web.completions, methods=["POST"]),
+        Route("/v1/poems/rewrite", web.rewrite, methods=["POST"]),
+        Route("/v1/poems/titles", web.titles, methods=["POST"]),
     ]
     handlers = {ApiError: _api_error, HTTPException: _http_error, Exception: _crash}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=web.lifespan)
@@ -78,11 +76,16 @@ class Web:
         self.service.close()
 
     async def models(self, request: Request) -> Response:
-        return _answer({"object": "list", "data": [chat_api.model_card(self.service.created)]})
+        cards = [self._card(name) for name in await self.service.models()]
+        return _answer({"object": "list", "data": cards})
 
     async def model(self, request: Request) -> Response:
-        chat_api.check_model(request.path_params["name"])
-        return _answer(chat_api.model_card(self.service.created))
+        name = request.path_params["name"]
+        await self.service.check_model(name)
+        return _answer(self._card(name))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return chat_api.model_card(name, self.service.created)
 
     async def health(self, request: Request) -> Response:
         """给 Docker、反向代理探问：能写诗了吗。问一次也就让模型载入起来。"""
@@ -100,8 +103,9 @@ class Web:
             shown = {"ready": True, "kinds": kinds and list(kinds)}
         except ApiError:
             shown = {"ready": False, "kinds": None}
-        shown.update(model=chat_api.MODEL_ID, defaults=self.service.defaults)
-        shown.update(options=chat_api.page_options())
+        defaults, models = self.service.defaults, await self.service.models()
+        shown.update(models=models, file=self.service.shelf.default_file(), defaults=defaults)
+        shown.update(options=chat_api.page_options(), styles=chat_api.page_styles(defaults))
         return _answer(shown)
 
     async def training(self, request: Request) -> Response:
@@ -109,21 +113,29 @@ class Web:
         return _answer(await loop.run_in_executor(None, live.status, self.service.work_dir))
 
     async def completions(self, request: Request) -> Response | Stream:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # 别的网站不经预检发不出这种类型
-            raise ApiError(415, "Content-Type 应当是 application/json")
         ask = chat_api.parse(await read_body(request))
         job = await self.service.start(ask)
-        return Stream(job, ask) if ask.stream else await self._whole(request, job)
+        return Stream(job, ask) if ask.stream else await self._whole(request, job, ask)
 
-    async def _whole(self, request: Request, job: Job) -> Response:
+    async def rewrite(self, request: Request) -> Response:
+        """改这一行。"""
+        change = poem_api.rewriting(await read_body(request), self.service.defaults)
+        poem = await self.service.alone(change.apply, change.model)
+        return _answer(change.answer(poem))
+
+    async def titles(self, request: Request) -> Response:
+        """起个题目。"""
+        naming = poem_api.naming(await read_body(request))
+        return _answer({"titles": await self.service.alone(naming.apply, naming.model)})
+
+    async def _whole(self, request: Request, job: Job, ask: Ask) -> Response:
         """等写完；对方先挂断就不写了。"""
         work = asyncio.ensure_future(job.poems())
         watch = asyncio.ensure_future(_hung_up(request))
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
-                return _answer(chat_api.Reply().whole(work.result(), job.usage()))
+                return _answer(chat_api.Reply(ask.model).whole(work.result(), job.usage()))
             return _answer({}, status=499)  # 没有人在等了
         finally:
             watch.cancel()
@@ -149,7 +161,7 @@ class Stream:
             self.job.cancel()
 
     async def _events(self) -> AsyncIterator[bytes]:
-        reply = chat_api.Reply(self.ask.include_usage)
+        reply = chat_api.Reply(self.ask.model, self.ask.include_usage)
         for index in range(self.ask.n):
             yield _event(reply.opening(index))
         try:
@@ -246,11 +258,9 @@ async def _crash(request: Request, error: Exception) -> Response:
 
 
 def _page(name: str) -> Handler:
-    """一个自足的 HTML 文件，带着只许它自己的脚本运行的 CSP。"""
     from starlette.responses import Response
 
-    html = (PAGES / name).read_text(encoding="utf-8")  # 换行一律成 \n，散列才与浏览器算的相同
-    headers = {"Content-Security-Policy": content_policy(html)}
+    html, headers = pages.page(name)
 
     async def show(request: Request) -> Response:
         return Response(html, headers=headers, media_type="text/html")
@@ -259,9 +269,12 @@ def _page(name: str) -> Handler:
 
 
 async def read_body(request: Request) -> bytes:
-    """请求体；太大 413，太慢 408。"""
+    """JSON 的请求体；别的类型 415，太大 413，太慢 408。"""
     from starlette.requests import ClientDisconnect
 
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # 别的网站不经预检发不出这种类型
+        raise ApiError(415, "Content-Type 应当是 application/json")
     parts, size = [], 0
 
     async def read() -> None:
@@ -303,18 +316,3 @@ def host_name(header: bytes) -> str:
 def tidy_path(path: str) -> str:
     """多写的斜线不算：/v1/models/、//v1/models 都是 /v1/models。"""
     return re.sub("/+", "/", path).rstrip("/") or "/"
-
-
-def content_policy(html: str) -> str:
-    """只许页面自己的那段脚本与样式（按内容的散列）和同源请求。"""
-
-    def hashes(tag: str) -> str:
-        found = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.S)
-        digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in found)
-        return " ".join(f"'sha256-{base64.b64encode(d).decode('ascii')}'" for d in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
-        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )

@@ -57,6 +57,7 @@ class Ask:
     question: str
     options: dict = field(default_factory=dict)
     n: int = 1
+    model: str = MODEL_ID
     stops: tuple = ()
     stream: bool = False
     include_usage: bool = False
@@ -74,51 +75,46 @@ _MINUS_ONE = {"max_new_tokens": _TOKEN_LIMIT, "top_k": 0, "seed": None}  # -1：
 
 def parse(raw: bytes) -> Ask:
     """请求体 → Ask；不合规矩时 ApiError 说清是哪个字段。"""
-    body = _read_json(raw)
+    body = read_json(raw)
     _check_supported(body)
     ask = Ask(question=last_question(body.get("messages")))
     ask.stream = _flag(body, "stream")
-    ask.n = _number(body, "n", options.BY_NAME["n"]) or 1
+    ask.n = number_in(body, "n", options.BY_NAME["n"]) or 1
     ask.stops = _stops(body.get("stop"))
     stream_options = body.get("stream_options")
     if stream_options is not None:
         if not isinstance(stream_options, dict) or not ask.stream:
-            raise _wrong("stream_options", "只在 stream=true 时可用，应当是对象")
+            raise wrong("stream_options", "只在 stream=true 时可用，应当是对象")
         ask.include_usage = _flag(stream_options, "include_usage")
-    ask.options = _options(body)
-    model = body.get("model")
-    if model not in (None, "", MODEL_ID):
-        check_model(model)
+    ask.options = options_in(body)
+    ask.model = text_in(body, "model", 0) or MODEL_ID
     return ask
 
 
-def check_model(model: object) -> None:
-    """只有一个模型；别的名字是 404。"""
-    if not isinstance(model, str):
-        raise _wrong("model", "应当是字符串")
-    if model != MODEL_ID:
-        message = f"没有名为 {model[:80]!r} 的模型；可用的是 {MODEL_ID}"
-        raise ApiError(404, message, "model_not_found", "model")
+def no_model(name: str, known: list) -> ApiError:
+    """没有这个模型。"""
+    message = f"没有名为 {name[:80]!r} 的模型；可用的是 {'、'.join(known)}"
+    return ApiError(404, message, "model_not_found", "model")
 
 
 def last_question(messages: object) -> str:
     """最后一条 user 消息的文字。"""
     if not isinstance(messages, list) or not messages:
-        raise _wrong("messages", "应当是非空的数组")
+        raise wrong("messages", "应当是非空的数组")
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _wrong(f"messages[{index}]", "应当是带 role 与 content 的对象")
+            raise wrong(f"messages[{index}]", "应当是带 role 与 content 的对象")
         if message["role"] == "user":
             question = _content(message.get("content"), f"messages[{index}].content").strip()
             if len(question) > MAX_QUESTION:
                 message = f"题目有 {len(question)} 字，最多 {MAX_QUESTION} 字"
                 raise ApiError(400, message, "context_length_exceeded", "messages")
             return question
-    raise _wrong("messages", "里面没有 role 为 user 的消息")
+    raise wrong("messages", "里面没有 role 为 user 的消息")
 
 
-def _read_json(raw: bytes) -> dict:
+def read_json(raw: bytes) -> dict:
     try:
         body = json.loads(raw.decode("utf-8-sig"))  # 有的客户端在前面带 BOM
     except (ValueError, RecursionError):
@@ -141,14 +137,14 @@ def _check_supported(body: dict) -> None:
         raise ApiError(400, "只能写成文字", "unsupported_parameter", "response_format")
 
 
-def _options(body: dict) -> dict:
+def options_in(body: dict) -> dict:
     """表里的抽样选项与控制项，只含给了的；名字按表，也认 OpenAI 的别名。"""
     given = {}
     for option in (*options.SAMPLING, *options.CONTROLS):
         found = {name: _value(body, name, option) for name in (option.name, *option.aliases)}
         found = {name: value for name, value in found.items() if value is not None}
         if len(set(found.values())) > 1:
-            raise _wrong(" 与 ".join(found), "是同一项，给了不同的值")
+            raise wrong(" 与 ".join(found), "是同一项，给了不同的值")
         for value in found.values():
             given[option.name] = value
     if "seed" in given:
@@ -165,16 +161,16 @@ def _value(body: dict, name: str, option: Option) -> object:
     if option.kind is bool:
         return None if body.get(name) is None else _flag(body, name)
     if option.kind is not str:
-        return _number(body, name, option)
+        return number_in(body, name, option)
     if option.switch and isinstance(body.get(name), bool):
         return body[name] or None
-    text = _text(body, name, option.high)
+    text = text_in(body, name, option.high)
     if text and option.choices and text not in option.choices:
-        raise _wrong(name, f"应当是 {' 或 '.join(option.choices)}")
+        raise wrong(name, f"应当是 {' 或 '.join(option.choices)}")
     return text or None
 
 
-def _number(body: dict, name: str, option: Option) -> float | None:
+def number_in(body: dict, name: str, option: Option) -> float | None:
     value, kind = body.get(name), option.kind
     if option.name in _MINUS_ONE and value == -1:
         value = _MINUS_ONE[option.name]
@@ -184,21 +180,21 @@ def _number(body: dict, name: str, option: Option) -> float | None:
         isinstance(value, float) and (kind is float or value.is_integer())
     )
     if isinstance(value, bool) or not right:
-        raise _wrong(name, "应当是整数" if kind is int else "应当是数")
+        raise wrong(name, "应当是整数" if kind is int else "应当是数")
     low, high = options.bounds(option)
     if not low <= value <= high:  # NaN 也在这里被挡住
-        raise _wrong(name, f"应当在 {low} 与 {high} 之间")
+        raise wrong(name, f"应当在 {low} 与 {high} 之间")
     return kind(value)
 
 
-def _text(body: dict, name: str, limit: int) -> str:
+def text_in(body: dict, name: str, limit: int) -> str:
     value = body.get(name)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _wrong(name, "应当是字符串")
+        raise wrong(name, "应当是字符串")
     if limit and len(value) > limit:
-        raise _wrong(name, f"最多 {limit} 字")
+        raise wrong(name, f"最多 {limit} 字")
     return value.strip()
 
 
@@ -207,7 +203,7 @@ def _flag(body: dict, name: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise _wrong(name, "应当是 true 或 false")
+        raise wrong(name, "应当是 true 或 false")
     return value
 
 
@@ -216,10 +212,10 @@ def _stops(value: object) -> tuple:
         return ()
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > MAX_STOPS:
-        raise _wrong("stop", f"应当是字符串，或至多 {MAX_STOPS} 个字符串的数组")
+        raise wrong("stop", f"应当是字符串，或至多 {MAX_STOPS} 个字符串的数组")
     for stop in stops:
         if not isinstance(stop, str) or len(stop) > MAX_STOP_CHARS:
-            raise _wrong("stop", f"每个停止串应当是至多 {MAX_STOP_CHARS} 字的字符串")
+            raise wrong("stop", f"每个停止串应当是至多 {MAX_STOP_CHARS} 字的字符串")
     return tuple(stop for stop in stops if stop)  # 空的不起作用
 
 
@@ -231,11 +227,11 @@ def _content(content: object, name: str) -> str:
         for part in parts
     ]
     if not all(isinstance(text, str) for text in texts):
-        raise _wrong(name, "应当是文字（图片、声音、文件都读不了）")
+        raise wrong(name, "应当是文字（图片、声音、文件都读不了）")
     return "\n".join(texts)
 
 
-def _wrong(name: str, problem: str) -> ApiError:
+def wrong(name: str, problem: str) -> ApiError:
     return ApiError(400, f"{name} {problem}", "invalid_value", name)
 
 
@@ -247,6 +243,15 @@ _SAFE = (1 << 53) - 1  # JavaScript 能准确表示的最大整数
 def page_options() -> list:
     """页面照着画的选项：各是什么、范围、说明，来自 poems/options.py 的表。"""
     return [_page_option(option) for option in (*options.CONTROLS, *options.SAMPLING)]
+
+
+def page_styles(defaults: dict) -> list:
+    """笔意：各改哪些选项。"""
+    usual = defaults.get("temperature", options.BY_NAME["temperature"].neutral)
+    return [
+        {"label": label, "options": {} if times == 1 else {"temperature": round(usual * times, 2)}}
+        for label, times in options.STYLES
+    ]
 
 
 def _page_option(option: Option) -> dict:
@@ -323,11 +328,11 @@ def _overlap(text: str, stop: str) -> int:
 class Reply:
     """一次回答的各种形状：整个的，或一块一块的。"""
 
-    def __init__(self, include_usage: bool = False) -> None:
+    def __init__(self, model: str, include_usage: bool = False) -> None:
         self.head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
-            "model": MODEL_ID,
+            "model": model,
         }
         self.include_usage = include_usage
 
@@ -372,5 +377,5 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict:
     }
 
 
-def model_card(created: int) -> dict:
-    return {"id": MODEL_ID, "object": "model", "created": created, "owned_by": "local"}
+def model_card(name: str, created: int) -> dict:
+    return {"id": name, "object": "model", "created": created, "owned_by": "local"}

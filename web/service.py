@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, NamedTuple
@@ -18,6 +17,7 @@ from poems import options
 from support.console import UserError
 from web import chat_api
 from web.chat_api import ApiError, Ask
+from web.shelf import Shelf
 
 _STOPPING = "服务正在停止，请稍后再试"
 _NO_ENGINE = "还没有可用的模型。请先运行 python train_gpt.py，训练的进展见 /train"
@@ -31,48 +31,68 @@ class Piece(NamedTuple):
     end: Any = None
 
 
+class _Seat(NamedTuple):
+    """占着的一个位置；几秒就好，不中途停。"""
+
+    engine: Any
+
+    def cancel(self) -> None:
+        """等它做完。"""
+
+
 class Service:
     """写诗的服务：懒加载引擎，限制同时在写与排队的诗的首数。
 
-    load() 返回 engine.Engine：submit(question, **options) 给出句柄；句柄可迭代（整字的文字），
-    有 cancel()、finish_reason、prompt_tokens、completion_tokens。
+    load() 返回默认的 engine.Engine，load(文件名) 是 WORK_DIR 里别的；submit(题目, **选项) 给出
+    句柄：可迭代（整字的文字），有 cancel()、finish_reason、prompt_tokens、completion_tokens。
     除 load 与 Job 的取字线程外，都在事件循环的线程里运行，所以不用锁。
     """
 
     def __init__(
         self,
-        load: Callable[[], Any],
+        load: Callable[..., Any],
         work_dir: str,
         defaults: dict[str, Any],
         limit: int,
         key: str = "",
     ) -> None:
-        self.load, self.work_dir, self.defaults = load, work_dir, defaults
+        self.shelf = Shelf(load, work_dir)
+        self.work_dir, self.defaults = work_dir, defaults
         self.limit, self.key = limit, key
         self.created = int(time.time())
         self.running: set[Any] = set()  # 占着位置的句柄
         self.pool = ThreadPoolExecutor(limit, thread_name_prefix="poem")
-        self._engine, self._said = None, ""
+        self._said = ""
         self._deadline: float | None = None  # 被叫停后，写着的诗最晚写到何时
-        self._loading = threading.Lock()
 
-    async def engine(self) -> Any:
-        """引擎；模型还不能用时是 503。"""
-        if self._engine is None:
-            loop = asyncio.get_running_loop()
-            try:
-                self._engine = await loop.run_in_executor(None, self.load_once)
-            except UserError as error:
-                self._complain(f"模型载入不了：{error}")
-                raise ApiError(503, _NO_ENGINE, "model_not_ready") from None
-        return self._engine
+    async def engine(self, model: str = chat_api.MODEL_ID) -> Any:
+        """一个模型的引擎；没有这个名字是 404，还不能用是 503。"""
+        await self.check_model(model)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(None, self.load_once, model)
+        except UserError as error:
+            self._complain(f"模型载入不了：{error}")
+            usual = model == chat_api.MODEL_ID
+            problem = _NO_ENGINE if usual else f"{model} 载入不了，原因见服务端窗口"
+            raise ApiError(503, problem, "model_not_ready") from None
 
-    def load_once(self) -> Any:
+    def load_once(self, model: str = chat_api.MODEL_ID) -> Any:
         """载入引擎；几个请求同时来也只载入一次。"""
-        with self._loading:
-            if self._engine is None:
-                self._engine = self.load()
-            return self._engine
+        return self.shelf.engine(model, self._is_writing)
+
+    def _is_writing(self, engine: Any) -> bool:
+        return any(getattr(handle, "engine", None) is engine for handle in list(self.running))
+
+    async def models(self) -> list[str]:
+        """可用的模型，默认的在前。"""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self.shelf.names)
+
+    async def check_model(self, model: str) -> None:
+        """没有这个名字的模型是 404。"""
+        if model != chat_api.MODEL_ID and model not in await self.models():
+            raise chat_api.no_model(model, await self.models())
 
     def _complain(self, text: str) -> None:
         """可能含路径的话只在服务端的窗口说，同一句不重复。"""
@@ -82,11 +102,7 @@ class Service:
 
     async def start(self, ask: Ask) -> Job:
         """把 ask.n 首交给引擎；位置不够时一首也不交，429；正在停止时 503。"""
-        if self.is_stopping:
-            raise ApiError(503, _STOPPING, "shutting_down")
-        engine = await self.engine()
-        if len(self.running) + ask.n > self.limit:
-            raise ApiError(429, "请求太多，请稍后再试", "rate_limit_exceeded")
+        engine = await self._ready(ask.model, ask.n)
         handles = []
         try:
             for index in range(ask.n):
@@ -98,6 +114,27 @@ class Service:
                 raise ApiError(400, str(error), "invalid_value") from None
             raise
         return Job(self, handles, ask.stops)
+
+    async def alone(self, work: Callable[[Any], Any], model: str) -> Any:
+        """占一个位置，把引擎交给 work，等它做完（改一行、起题目）。"""
+        seat = _Seat(await self._ready(model, 1))
+        self.running.add(seat)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.pool, work, seat.engine)
+        except (UserError, ValueError) as error:
+            raise ApiError(400, str(error), "invalid_value") from None
+        finally:
+            self.running.discard(seat)
+
+    async def _ready(self, model: str, seats: int) -> Any:
+        """引擎，还有 seats 个位置给它。"""
+        if self.is_stopping:
+            raise ApiError(503, _STOPPING, "shutting_down")
+        engine = await self.engine(model)
+        if len(self.running) + seats > self.limit:
+            raise ApiError(429, "请求太多，请稍后再试", "rate_limit_exceeded")
+        return engine
 
     def _options(self, ask: Ask, index: int) -> dict[str, Any]:
         chosen = options.merge(self.defaults, ask.options)
@@ -126,8 +163,7 @@ class Service:
 
     def close(self) -> None:
         self.cancel()
-        if hasattr(self._engine, "close"):
-            self._engine.close()
+        self.shelf.close()
         self.pool.shutdown(wait=False)
 
 

@@ -7,6 +7,7 @@ import threading
 from typing import Iterator
 
 from support.console import UserError
+from writing import rewrite, titles
 from writing.poet import Poet
 from writing.request import Request
 from writing.session import Session
@@ -63,7 +64,7 @@ class Engine:
 
     def __init__(self, poet: Poet, max_rows: int = 8) -> None:
         self.poet, self.max_rows = poet, max_rows
-        self.prompt_kinds = poet.prompt_kinds
+        self.prompt_kinds, self.path = poet.prompt_kinds, poet.path
         self._waiting, self._active = [], []
         self._changed = threading.Condition()
         self._thread, self._closed = None, False
@@ -80,6 +81,14 @@ class Engine:
                 self._thread.start()
             self._changed.notify()
         return handle
+
+    def rewrite(self, question: str, poem: str, number: int, **given: object) -> str:
+        """改这一行，见 rewrite.rewrite；在调用者的线程里写，不进这一批。"""
+        return rewrite.rewrite(self.poet, question, poem, number, **given)
+
+    def titles(self, poem: str, n: int) -> list:
+        """起个题目，见 titles.suggest。"""
+        return titles.suggest(self.poet, poem, n)
 
     def wake(self) -> None:
         """有事要看：新的请求，或有人取消。"""

@@ -63,14 +63,14 @@ def build(data: dataset.PoemDataset, path: Path) -> None:
 
 
 def _open(path: Path, fingerprint: str) -> container.Container | None:
-    """打开索引；不存在、残缺、版本或数据集不符时为 None（重建）。"""
+    """打开索引；不存在、损坏、版本或数据集不符时为 None（重建）。"""
     if not path.is_file():
         return None
     try:
         opened = container.load(path, FILE)
     except container.Damaged:
         return None
-    if opened.header.get("dataset") == fingerprint:
+    if opened.header.get("dataset") == fingerprint and not opened.verify():
         return opened
     opened.close()  # Windows 上不关就换不了文件
     return None

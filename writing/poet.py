@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
@@ -13,6 +14,7 @@ import checkpoint
 from gpt import GPT
 from kernels.products import half_problem
 from support import hardware
+from support.artefacts import BOX
 from tokenizer import HFTokenizer
 from writing import request as requests
 from writing.decoder import Decoder
@@ -24,6 +26,16 @@ from writing.vocabulary import Vocabulary
 _loaded = {}
 _home = {}  # 第一次载入模型的进程
 _load_lock = threading.Lock()
+
+
+def _settle_after_fork() -> None:
+    """fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去：只用一个线程。"""
+    if _home.setdefault("pid", os.getpid()) == os.getpid():
+        return
+    _home["pid"] = os.getpid()
+    torch.set_num_threads(1)
+    for poet in _loaded.values():
+        poet.paces = poet.paces and Paces()
 
 
 class Piece(NamedTuple):
@@ -71,15 +83,14 @@ class Poet:
         几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
         半精度省不了多少；明说了 fp16、bf16 就用它。
         """
-        if _home.setdefault("pid", os.getpid()) != os.getpid():
-            torch.set_num_threads(
-                1
-            )  # fork 出来的进程里没有父进程的 OpenMP 线程，等它们就永远等下去
-        path = Path(checkpoint.find(work_dir, given)).resolve()
+        _settle_after_fork()
+        path = Path(checkpoint.find_to_write(work_dir, given)).resolve()
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
         with _load_lock:
             if key not in _loaded:
+                if path == checkpoint.BOX_FILE and not given:
+                    print(f"（{work_dir} 里没有模型，用随附的 {BOX}）", file=sys.stderr, flush=True)
                 state = checkpoint.load(path)
                 chosen = hardware.pick_device(device)
                 model, tok = checkpoint.rebuild(state, chosen)

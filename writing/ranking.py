@@ -8,10 +8,8 @@ from __future__ import annotations
 import statistics
 from typing import Sequence
 
-import torch
-
 from poems import chat_format
-from writing import measures
+from writing import likelihood, measures
 from writing.poet import Poet
 from writing.session import Row
 
@@ -38,13 +36,7 @@ def _repeated(text: str) -> float:
     return measures.repeats(text) / max(1, measures.line_count(text))
 
 
-@torch.no_grad()
 def untitled(poet: Poet, row: Row) -> float:
     """没有题目时，写出来的这些 token 的 ln p 之和。"""
     prompt = chat_format.render(poet.tok, "")
-    room = poet.config.max_seq_len - len(prompt)
-    tokens = row.tokens[:room]
-    ids = torch.tensor([[*prompt, *tokens]], device=poet.decoder.device)
-    logs = poet.model(ids)[0, len(prompt) - 1 : -1].float().log_softmax(-1)  # (n, V)
-    chosen = logs.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-    return float(chosen[row.given :].sum())
+    return float(likelihood.log_probs(poet, prompt, row.tokens, row.given).sum())

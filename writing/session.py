@@ -250,7 +250,8 @@ class Session:
             self.rows.append(row)
             self._penalties.clear(index)
             for token in row.asked:
-                self._penalties.remember(index, token, row.options.repetition_penalty)
+                penalty, minus = row.options.repetition_penalty, row.minus(token)
+                self._penalties.remember(index, token, penalty, minus)
         self._choose(range(first, first + len(rows)), logits.expand(len(rows), -1).clone())
         self._leave()
         return rows

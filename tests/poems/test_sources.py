@@ -6,11 +6,13 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from poems import blocks, mend, records, sources
 from poems.folder import readable
+from support.console import UserError
 
 A = "火车开走以后\n铁轨还在发热\n我把手贴上去\n听见远方在慢慢变冷"
 B = "一盏灯站在巷口\n等一个忘记回家的人\n雨落下来，它也不躲"
@@ -326,6 +328,15 @@ def test_links_pipes_and_foreign_names(tmp_path):
     assert skipped == ["dangling.txt", "pipe.txt", "zero.txt"]
     poems = [raw for file in found for raw in sources.open_file(file, lambda size: None).poems]
     assert [raw.author for raw in poems] == ["安然", "某甲"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="没有命名管道")
+def test_a_pipe_or_a_device_as_the_whole_corpus_is_refused(tmp_path):
+    """不等、不读：管道会一直等，设备没有尽头。"""
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", Path("/dev/zero")):
+        with pytest.raises(UserError, match="管道或设备"):
+            sources.find_files(path)
 
 
 def test_readable_names():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import console, files
+from support import console, files, streams
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,3 +148,60 @@ def test_progress_without_stderr(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with console.progress(3, "读") as bar:
         bar.update(3)
+
+
+# ── 笔记本 ────────────────────────────────────────────────────────────
+
+
+def test_progress_in_a_notebook_cell_moves_often(monkeypatch):
+    """ipykernel 的流不是终端，却有人在看；训练给它套上 Lasting 之后也认得。"""
+    import io
+
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    for stream, seconds in ((cell, 0.2), (streams.Lasting(cell), 0.2), (io.StringIO(), 10)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with console.progress(3, "训练") as bar:
+            assert bar.mininterval == seconds
+
+
+def test_lasting_streams_are_not_wrapped_twice(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    for _ in range(2):
+        streams.keep_on_without_output()
+    assert not isinstance(sys.stdout.stream, streams.Lasting)
+
+
+# ── Ctrl-C ────────────────────────────────────────────────────────────
+
+IMPORTING = """
+import builtins, os, runpy, signal, sys
+real = builtins.__import__
+def imported(name, *rest):
+    if name == "torch":
+        builtins.__import__ = real
+        signal.raise_signal(signal.SIGINT)
+    return real(name, *rest)
+builtins.__import__ = imported
+script = sys.argv.pop(1)
+sys.argv[0] = script
+sys.path.insert(0, os.path.dirname(script))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluate.py", "export.py", "quantize.py", "train_dataset_one.py"]
+)
+def test_interrupt_while_importing_is_one_line(name, tmp_path):
+    command = [sys.executable, "-c", IMPORTING, str(ROOT / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr.strip()) == (130, "已中断。")
+
+
+@POSIX
+def test_interrupts_while_leaving_are_quiet():
+    body = "import atexit, signal\n"
+    body += "atexit.register(lambda: signal.raise_signal(signal.SIGINT))\nraise KeyboardInterrupt"
+    done = script(body)
+    assert (done.returncode, done.stderr.strip()) == (130, "已中断。")

@@ -13,8 +13,9 @@ import quantize
 from kernels import int8
 from support import artefacts, hardware
 from support.console import UserError
+from support.defaults import DEFAULTS
 from tests.small_run import build_data, values, work_dir
-from training import beginning, loop, prepare, runlog, samples
+from training import beginning, loop, prepare, runlog, samples, tuning
 from training.distributed import Ranks
 
 OTHER_SHAPE = {"GPT_DIM": 64, "GPT_HEAD": 4, "GPT_FF": 96, "GPT_BLOCKS": 1}  # 文件里的是 SMALL 的
@@ -186,6 +187,49 @@ def test_another_share_is_not_the_same_run(tmp_path, data, trained):
 
 
 def test_lasting_settings():
-    config = {"FROM": "a.bin", **dict.fromkeys(beginning.SHAPE, 8), "TRAIN_ITER": 3}
-    assert beginning.lasting({"config": config}).keys() == {"FROM", *beginning.SHAPE}
+    config = {"FROM": "a.bin", **dict.fromkeys(beginning.SHAPE, 8), "TRAIN_ITER": 3, "SEED": 1}
+    kept = beginning.lasting({"config": config})
+    assert kept.keys() == {"FROM", *beginning.SHAPE, "TRAIN_ITER"}
     assert beginning.lasting({"config": {"GPT_DIM": 8}}) == {"FROM": ""}  # 早先的检查点
+
+
+# ── 自动定下的配置 ────────────────────────────────────────────────────
+
+
+def shipped(**options):
+    """自动定下的各项都还是 config.py 原来的值，除了 options。"""
+    return {**{name: DEFAULTS[name] for name in tuning.recipe(1, 1)}, **options}
+
+
+def test_settings_follow_the_number_of_own_poems(tmp_path, data, trained):
+    folder = work_dir(tmp_path / "new", data)
+    run = started(folder, FROM=str(trained), **shipped())
+    tokens = int(run.corpus.data.lengths("train").sum())
+    expected = tuning.recipe(tokens, run.settings.max_seq_len)
+    assert {name: run.values[name] for name in expected} == expected
+    assert run.settings.learning_rate < DEFAULTS["LEARNING_RATE"]
+    passes = run.settings.train_iter / run.corpus.plan.per_epoch
+    assert 4 < passes < 12
+    assert any("TRAIN_ITER=" in remark for remark in run.remarks)
+
+
+def test_what_a_person_sets_is_left_alone_and_a_resumed_run_goes_on(tmp_path, data, trained):
+    folder = work_dir(tmp_path / "new", data)
+    options = shipped(TRAIN_ITER=2, MUON_LR=0.004)
+    loop.train(values(folder, FROM=str(trained), **options))
+    again = started(folder, **shipped(TRAIN_ITER=4))
+    assert again.resumed and again.settings.train_iter == 4  # 现在给的
+    assert again.settings.muon_lr == 0.004 and again.settings.batch_size == tuning.SMALL_BATCH
+
+
+def test_from_zero_nothing_is_adjusted(tmp_path, data):
+    run = started(work_dir(tmp_path / "new", data), **shipped())
+    assert run.settings.train_iter == DEFAULTS["TRAIN_ITER"]
+
+
+def test_more_poems_fewer_passes():
+    counts = [tuning.passes(tokens) for tokens in (5_000, 200_000, 800_000, 2_000_000, 10**9)]
+    assert counts == sorted(counts, reverse=True) and counts[-1] == tuning.LEAST_PASSES
+    tiny, huge = tuning.recipe(1, 512), tuning.recipe(10**8, 512)
+    assert tiny["TRAIN_ITER"] >= 8 and tiny["BATCH_SIZE"] < huge["BATCH_SIZE"]
+    assert huge["SAVE_EVERY"] == DEFAULTS["SAVE_EVERY"]

@@ -22,7 +22,7 @@ from support import artefacts, files, hardware
 from support.console import UserError
 from tests import ddp_worker
 from tokenizer import BPETokenizer, HFTokenizer
-from training import distributed, launch, loop, stop
+from training import distributed, launch, loop, stop, unison
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = str(ROOT / "tests" / "ddp_worker.py")
@@ -190,6 +190,8 @@ def pair(tmp_path_factory, data, single) -> tuple:
     shutil.copy(data.with_name("other.bin"), Path(work_dir(folder / "b", data)) / "dataset.bin")
     case("dataset", rank_values={"1": {"WORK_DIR": str(folder / "b")}})
     case("missing", rank_values={"1": {"WORK_DIR": str(folder / "empty")}})
+    case("flipped", flip_at=HALF, rank=1)
+    cases[-1]["values"]["SAVE_EVERY"] = 6
     case("lost", hang_at=HALF, seconds=6, rank=1)
     cases[-1]["values"]["DIST_TIMEOUT"] = 0.04
     return folder, run_group(folder, cases, 2)
@@ -302,6 +304,15 @@ def test_lost_peer_is_told_and_the_work_is_kept(pair):
     assert first["kind"] == "LostPeer"
     assert "失去联系" in first["refused"] and "DIST_TIMEOUT" in first["refused"]
     assert checkpoint.load(folder / "lost" / artefacts.CHECKPOINT)["position"]["update"] == HALF
+
+
+def test_a_rank_whose_weights_went_wrong_is_named(pair):
+    """它的权重不进检查点：留下的是上一次核对过的。"""
+    folder, outcomes = pair
+    message = outcomes["flipped"][0]["refused"]
+    assert "0，1 号进程彼此不同" in message and outcomes["flipped"][1]["kind"] == "UserError"
+    assert checkpoint.load(folder / "flipped" / artefacts.CHECKPOINT)["position"]["update"] == HALF
+    assert unison.odd_ones([7.0, 7.0, 3.0]) == "2 号进程与别的不同"
 
 
 def test_port_taken(monkeypatch):

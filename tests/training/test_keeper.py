@@ -180,3 +180,12 @@ def test_flipped_bit_in_the_data_stops_before_the_first_save(tmp_path, data):
     with pytest.raises(UserError, match=r"dataset\.bin 已损坏.*chars"):
         loop.train(values(folder, **OPTIONS))
     assert not (folder / "checkpoint.bin").exists() and not (folder / "best_model.bin").exists()
+
+
+def test_flipped_bit_in_the_old_poems_stops_before_the_first_save(tmp_path, data):
+    folder, old = work_dir(tmp_path / "run", data), work_dir(tmp_path / "old", data)
+    flip_a_token(old / "dataset.bin")
+    given = {"REPLAY_DATA": str(old), "REPLAY_SHARE": 0.2}
+    with pytest.raises(UserError, match=r"REPLAY_DATA 的旧诗 已损坏.*chars"):
+        loop.train(values(folder, **OPTIONS, **given))
+    assert not (folder / "checkpoint.bin").exists()

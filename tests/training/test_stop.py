@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from training import stop
 from training.stop import Interrupted, StopSignal
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows 没有 SIGHUP")
@@ -25,27 +26,34 @@ def test_marks_of_all_ranks_name_the_signal(number):
 
 @posix
 def test_hangup_asks_once_however_often_it_comes():
-    with StopSignal() as stop:
+    with StopSignal() as asked:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)  # 终端关掉时内核与 shell 各送一次
-        assert stop.received == signal.SIGHUP
+        assert asked.received == signal.SIGHUP
         with pytest.raises(Interrupted):
-            stop.check()
+            asked.check()
 
 
 @posix
 def test_nohup_is_respected():
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopSignal() as stop:
+        with StopSignal() as asked:
             signal.raise_signal(signal.SIGHUP)
-            assert stop.received == 0
+            assert asked.received == 0
     finally:
         signal.signal(signal.SIGHUP, old)
 
 
-def test_second_interrupt_does_not_wait():
-    with StopSignal() as stop, pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-        assert stop.received == signal.SIGINT
-        signal.raise_signal(signal.SIGINT)
+def test_second_interrupt_does_not_wait(monkeypatch):
+    """连着来的是同一次；停了一秒再来的才是第二次。"""
+    now = [100.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    with StopSignal() as asked:
+        for pause in (0.0, 0.02, 0.6, 0.9, 0.9):  # 按住不放，或连按
+            now[0] += pause
+            signal.raise_signal(signal.SIGINT)
+        assert asked.received == signal.SIGINT
+        now[0] += 1.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from support.console import UserError
 from tests.fake_engine import FakeEngine, poem
-from web import app, chat_api, live
+from web import app, chat_api, live, pages
 from web.service import Service
 
 pytest.importorskip("starlette", reason="没有安装 starlette")
@@ -118,6 +119,127 @@ def test_models(client):
     missing = client.get("/v1/models/gpt-4")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "model_not_found"
+
+
+def test_other_models_of_the_folder(tmp_path):
+    """WORK_DIR 里别的模型文件也可以点名要；文件换了，用到时重新载入；别的 .bin 不算。"""
+    path = tmp_path / "second.bin"
+    loaded = []
+
+    def load(name=""):
+        loaded.append(name)
+        return FakeEngine(verse=(f"{name or '默认'}写{{q}}", str(len(loaded))))
+
+    def replace(data):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", data)
+
+    replace("一")
+    (tmp_path / "dataset.bin").write_bytes(b"GPTD")
+    (tmp_path / "folder.bin").mkdir()
+    service = Service(load, str(tmp_path), {}, 4)
+    with TestClient(app.make_app(service), base_url="http://127.0.0.1") as client:
+        names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert names == [chat_api.MODEL_ID, "second.bin"] and loaded == []
+        assert client.get("/v1/models/second.bin").json()["id"] == "second.bin"
+        answer = ask(client, model="second.bin").json()
+        assert answer["model"] == "second.bin"
+        assert answer["choices"][0]["message"]["content"] == "second.bin写春天1"
+        ask(client, model="second.bin")
+        assert loaded == ["second.bin"]
+        replace("换过的")
+        assert ask(client, model="second.bin").json()["choices"][0]["message"]["content"][-1] == "2"
+        assert ask(client).json()["choices"][0]["message"]["content"] == "默认写春天3"
+        for wrong in ("dataset.bin", "../second.bin", "folder.bin", "second"):
+            refused = ask(client, model=wrong)
+            assert refused.status_code == 404 and "second.bin" in refused.json()["error"]["message"]
+        info = client.get("/info").json()
+        assert info["models"] == names and info["file"] == ""
+
+
+def test_a_broken_model_is_told_and_the_default_still_writes(tmp_path):
+    def load(name=""):
+        if name:
+            raise UserError(f"{tmp_path / name} 不完整或已损坏")
+        return FakeEngine()
+
+    with zipfile.ZipFile(tmp_path / "bad.bin", "w") as archive:
+        archive.writestr("data", "")
+    service = Service(load, str(tmp_path), {}, 4)
+    with TestClient(app.make_app(service), base_url="http://127.0.0.1") as client:
+        refused = ask(client, model="bad.bin")
+        assert refused.status_code == 503 and str(tmp_path) not in refused.text
+        assert "bad.bin 载入不了" in refused.json()["error"]["message"]
+        assert ask(client).status_code == 200
+
+
+def test_styles_come_from_the_table(client):
+    styles = client.get("/info").json()["styles"]
+    assert [style["label"] for style in styles] == ["沉静", "平常", "恣意"]
+    assert [style["options"].get("temperature") for style in styles] == [0.56, None, 0.84]
+
+
+# ── 改一行、起题目 ────────────────────────────────────────────────────
+
+REWRITE, TITLES = "/v1/poems/rewrite", "/v1/poems/titles"
+POEM = "春天来了\n\n花开在山坡上\n夏天的雨"
+
+
+def test_rewrite(client, engine):
+    body = {"title": "春", "poem": POEM, "line": 2, "seed": 3, "acrostic": "春花夏"}
+    answer = client.post(REWRITE, json=body).json()
+    assert answer == {"poem": "春天来了\n\n新的第2行\n夏天的雨", "line": 2, "text": "新的第2行"}
+    question, options = engine.asked[-1]
+    assert (question, options["n"], options["seed"], options["acrostic"]) == ("春", 8, 3, "春花夏")
+    assert options["temperature"] == 0.7  # 没有给的是默认的
+
+
+def test_titles(client):
+    assert client.post(TITLES, json={"poem": POEM, "n": 2}).json() == {"titles": ["灯", "窗台"]}
+    assert len(client.post(TITLES, json={"poem": POEM}).json()["titles"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (REWRITE, {"line": 1}, "poem"),
+        (REWRITE, {"poem": " \n", "line": 1}, "poem"),
+        (REWRITE, {"poem": 3, "line": 1}, "poem"),
+        (REWRITE, {"poem": "长" * 20001, "line": 1}, "poem"),
+        (REWRITE, {"poem": POEM}, "line"),
+        (REWRITE, {"poem": POEM, "line": True}, "line"),
+        (REWRITE, {"poem": POEM, "line": "2"}, "line"),
+        (REWRITE, {"poem": POEM, "line": 1, "n": 9}, "n"),
+        (REWRITE, {"poem": POEM, "line": 1, "title": 3}, "title"),
+        (REWRITE, {"poem": POEM, "line": 1, "temperature": 3}, "temperature"),
+        (REWRITE, {"poem": POEM, "line": 1, "model": 3}, "model"),
+        (TITLES, {"poem": ""}, "poem"),
+        (TITLES, {"poem": POEM, "n": 0}, "n"),
+    ],
+)
+def test_wrong_fields_of_poems_are_named(client, path, body, param):
+    response = client.post(path, json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_a_line_that_is_not_there_and_other_refusals(client):
+    for line in (0, 4, -1):
+        refused = client.post(REWRITE, json={"poem": POEM, "line": line})
+        assert refused.status_code == 400 and f"没有第 {line} 行" in refused.text
+    for path in (REWRITE, TITLES):
+        assert client.post(path, content="{}").status_code == 415
+        assert client.post(path, json={"poem": POEM, "line": 1, "model": "x"}).status_code == 404
+        assert client.get(path).status_code == 405
+
+
+def test_rewriting_takes_a_seat(engine, tmp_path):
+    service = server.service(engine, tmp_path, limit=1)
+    with TestClient(app.make_app(service), base_url="http://127.0.0.1") as client:
+        service.running.add("写着的一首")
+        assert client.post(TITLES, json={"poem": POEM}).status_code == 429
+        service.running.clear()
+        assert client.post(TITLES, json={"poem": POEM}).status_code == 200
+        assert not service.running
 
 
 @pytest.mark.parametrize("stops", [("月亮",), ("aab", "ab"), ("一", "二三")])
@@ -276,11 +398,11 @@ def test_headers(client):
 
 
 def test_windows_line_ends_do_not_break_the_page(engine, tmp_path, monkeypatch):
-    for name in ("page.html", "live.html"):
-        text = (app.PAGES / name).read_text(encoding="utf-8")
-        (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
+    for path in pages.FOLDER.iterdir():
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_bytes(text.replace("\n", "\r\n").encode("utf-8"))
     here = TestClient(app.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
-    monkeypatch.setattr(app, "PAGES", tmp_path)
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
     there = TestClient(app.make_app(server.service(engine, tmp_path)), base_url="http://127.0.0.1")
     for path in ("/", "/train"):
         policies = [c.get(path).headers["content-security-policy"] for c in (here, there)]
@@ -477,6 +599,20 @@ def test_real_controls_usage_and_errors(poet, real):
         assert post(**wrong).status_code == 400
     too_long = post(messages=[{"role": "user", "content": "长" * 500}])
     assert too_long.status_code == 400 and "上下文" in too_long.json()["error"]["message"]
+
+
+def test_real_rewriting_and_titles(poet, real):
+    import httpx
+
+    body = {"title": "四季", "poem": POEM, "line": 3, "seed": 5, "n": 2, "min_p": 0.03}
+    answers = [httpx.post(real[1] + REWRITE, json=body, timeout=60).json() for _ in range(2)]
+    assert answers[0] == answers[1]  # 同一个种子，同一行
+    new = answers[0]["text"]
+    assert answers[0]["poem"] == POEM.replace("夏天的雨", new) and new not in POEM
+    refused = httpx.post(real[1] + REWRITE, json={**body, "line": 9}, timeout=60)
+    assert refused.status_code == 400 and "没有第 9 行" in refused.json()["error"]["message"]
+    titles = httpx.post(real[1] + TITLES, json={"poem": POEM, "n": 2}, timeout=60).json()["titles"]
+    assert titles and all(title in POEM for title in titles)
 
 
 def test_hanging_up_frees_the_real_engine(real):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -234,13 +235,46 @@ def test_openai_client(running):
 
 def test_langchain(running):
     langchain = pytest.importorskip("langchain_openai", reason="没有安装 langchain-openai")
+    openai = pytest.importorskip("openai", reason="没有安装 openai")
     poet, url = running
-    model = langchain.ChatOpenAI(
-        model=chat_api.MODEL_ID, base_url=url, api_key="sk-x", seed=5, max_tokens=20, max_retries=0
-    )
+    common = {"base_url": url, "api_key": "sk-x", "seed": 5, "max_tokens": 20, "max_retries": 0}
+    model = langchain.ChatOpenAI(model=chat_api.MODEL_ID, **common)
     expected = alone(poet, "春天", seed=5, max_new_tokens=20)
     assert model.invoke("春天").content == expected
     assert "".join(chunk.content for chunk in model.stream("春天")) == expected
+    poem = model.bind(extra_body={"lines": 2}).invoke([("system", "写诗"), ("user", "春天")])
+    assert poem.content == alone(poet, "春天", seed=5, max_new_tokens=20, lines=2)
+    assert poem.usage_metadata["output_tokens"] > 0
+    assert model.batch(["雪", "春天"])[1].content == expected
+    assert asyncio.run(model.ainvoke("春天")).content == expected
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        langchain.ChatOpenAI(model=chat_api.MODEL_ID, temperature=9, **common).invoke("春天")
+    with pytest.raises(openai.NotFoundError, match=chat_api.MODEL_ID):
+        langchain.ChatOpenAI(model="gpt-4", **common).invoke("春天")
+
+
+def test_llama_index(running):
+    like = pytest.importorskip(
+        "llama_index.llms.openai_like", reason="没有安装 llama-index-llms-openai-like"
+    )
+    openai = pytest.importorskip("openai", reason="没有安装 openai")
+    from llama_index.core.llms import ChatMessage
+
+    poet, url = running
+    common = {"api_base": url, "api_key": "sk-x", "is_chat_model": True, "max_retries": 0}
+    model = like.OpenAILike(
+        model=chat_api.MODEL_ID,
+        max_tokens=20,
+        temperature=0.7,
+        additional_kwargs={"seed": 5},
+        **common,
+    )
+    expected = alone(poet, "春天", seed=5, max_new_tokens=20, temperature=0.7)
+    asked = [ChatMessage(role="user", content="春天")]
+    assert model.complete("春天").text == model.chat(asked).message.content == expected
+    assert "".join(piece.delta or "" for piece in model.stream_chat(asked)) == expected
+    with pytest.raises(openai.NotFoundError, match=chat_api.MODEL_ID):
+        like.OpenAILike(model="gpt-4", **common).complete("春天")
 
 
 def test_litellm(running):

@@ -1,0 +1,86 @@
+"""起个题目：从诗自己的词句里挑最能抬高这首诗概率的。
+
+候选是诗里两到八个字的短句、词与常见的意象；不用训练过别的提示词，题目怎样提问，这里就怎样试。
+题目在诗里出现的地方不算：抄一行当题目，那一行当然就好猜了，却说明不了什么。
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import torch
+
+from poems import chat_format, options, wording
+from support.console import UserError
+from writing import likelihood
+from writing.poet import Poet
+
+SHORTEST, LONGEST = 2, 8  # 题目几个字
+TRIED = 28  # 至多试几个
+READ = 128  # 只读诗的前多少个 token
+_DULL = frozenset(
+    "的了之是在我你他她它们这那和与就也都不没有还要又再着过到得地把被让给来去吗呢吧啊"
+)
+
+
+def suggest(poet: Poet, poem: str, n: int = 5) -> list:
+    """给一首诗起题目：至多 n 个，最合适的在前，互不包含。"""
+    n = options.check("n", n)
+    body = options.check_poem(poem).strip()
+    if not body:
+        raise UserError("这首诗是空的，起不了题目")
+    tokens = poet.tok.encode(body)[:READ]
+    plain = _log_probs(poet, "", tokens)
+    gains = {}
+    for title in candidates(poet, body)[:TRIED]:
+        elsewhere = ~_inside(poet, tokens, title)
+        gains[title] = float((_log_probs(poet, title, tokens) - plain)[elsewhere].sum())
+    found = []
+    for title in sorted(gains, key=lambda title: -gains[title]):
+        if not any(title in other or other in title for other in found):
+            found.append(title)
+    return found[:n]
+
+
+def candidates(poet: Poet, body: str) -> list:
+    """可以当题目的词句，先试哪个哪个在前，不重复；一个也没有时是诗的开头几个字。"""
+    phrases = re.findall(r"[^\W_]+", body)
+    short = [each for each in phrases if len(each) <= LONGEST and not _DULL & {each[0], each[-1]}]
+    words = [word for each in phrases for word in _words(poet, each)]
+    words.sort(key=lambda word: -body.count(word) * len(word))  # 稳定：一样的照诗里的次序
+    images = wording.theme_words(body, most=8)
+    mixed = itertools.chain.from_iterable(itertools.zip_longest(images, short, words))
+    usable = [each for each in mixed if each and len(each) >= SHORTEST]
+    return list(dict.fromkeys(usable)) or ["".join(body.split())[:LONGEST]]
+
+
+def _words(poet: Poet, phrase: str) -> list:
+    """分词器眼里的词：一个 token，或一样长的两个拼起来；里面有虚字的不要。"""
+    parts = [poet.tok.token_bytes(t).decode("utf-8", "replace") for t in poet.tok.encode(phrase)]
+    pairs = [one + two for one, two in zip(parts, parts[1:]) if len(one) == len(two) <= 2]
+    return [
+        word
+        for word in (*parts, *pairs)
+        if SHORTEST <= len(word) <= LONGEST
+        and all(map(wording.is_chinese, word))
+        and not _DULL & set(word)
+    ]
+
+
+def _log_probs(poet: Poet, title: str, tokens: list) -> torch.Tensor:
+    prompt = chat_format.render(poet.tok, title, poet.config.max_seq_len)
+    room = poet.config.max_seq_len // 2  # 题目至多占一半：各个题目才比得上同样的 token
+    return likelihood.log_probs(poet, prompt, tokens[:room])
+
+
+def _inside(poet: Poet, tokens: list, title: str) -> torch.Tensor:
+    """哪些 token 落在诗里的这个题目之内，(n,)。"""
+    parts = [poet.tok.token_bytes(token) for token in tokens[: poet.config.max_seq_len // 2]]
+    edges = [0, *itertools.accumulate(map(len, parts))]
+    found = [match.span() for match in re.finditer(re.escape(title.encode()), b"".join(parts))]
+    hit = [
+        any(first < stop and start < last for first, last in found)
+        for start, stop in zip(edges, edges[1:])
+    ]
+    return torch.tensor(hit, dtype=torch.bool)
