@@ -15,15 +15,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 子进程也是：小模型用两个线程，机器一忙就慢百倍
 
 
-def _heed_hangup() -> None:
-    """在 nohup 之下跑测试时 SIGHUP 被忽略，子进程会继承；测试要看的正是它。"""
+def _heed_signals() -> None:
+    """在 nohup 之下、在后台跑测试时这两个信号被忽略，子进程会继承；测试要看的正是它们。"""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:
     """小模型多线程反而慢；线程数固定，结果才逐位可重现。"""
-    _heed_hangup()
+    _heed_signals()
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -216,7 +216,7 @@ def test_openai_client(running):
     openai = pytest.importorskip("openai", reason="没有安装 openai")
     poet, url = running
     client = openai.OpenAI(base_url=url, api_key="sk-x", max_retries=0)
-    assert [model.id for model in client.models.list()] == [chat_api.MODEL_ID]
+    assert next(iter(client.models.list())).id == chat_api.MODEL_ID
     chosen = {"presence_penalty": 1.5, "frequency_penalty": 0.7, "seed": 4}
     common = {"model": chat_api.MODEL_ID, "messages": [{"role": "user", "content": "春天"}]}
     create = client.chat.completions.create
