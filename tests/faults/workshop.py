@@ -69,7 +69,7 @@ STEPS = (
     Step(
         "train_gpt",
         ("train_gpt.py", *TRAIN),
-        ("checkpoint.bin", "checkpoint.prev.bin", "best_model.bin", "train_log.csv", "samples.txt"),
+        ("checkpoint.bin", "best_model.bin", "train_log.csv", "samples.txt"),
     ),
     Step("quantize", ("quantize.py",), ("model_int8.bin",)),
     Step("export hf", ("export.py", "--FORMAT=hf"), ("export_hf",)),
