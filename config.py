@@ -40,7 +40,7 @@ GPT_HEAD = 8  # 注意力头数
 GPT_FF = 1024  # 前馈网络维度（SwiGLU 的隐藏宽度）
 GPT_BLOCKS = 6  # Transformer 层数
 ROPE_THETA = 10000.0  # 旋转位置编码的基数
-DROPOUT = 0.1  # 丢弃率；训练不满两三遍数据时 0 更好
+DROPOUT = "auto"  # 丢弃率：auto（不满两遍数据是 0，否则 0.1）或数
 
 # ── 数据配置 ──────────────────────────────────────────────────────────
 MIN_CHARS = 10  # 清洗：正文少于这么多字的诗丢弃
@@ -61,7 +61,7 @@ MUON_LR = 0.01  # Muon 学习率（矩阵权重）
 WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
 DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
-WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）
+WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）；也可写 auto：由练多长定
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
 SAVE_EVERY = 1000  # 每多少次迭代保存检查点；显卡算得快，这三样合起来超过时间的 2% 就推迟
 EVAL_EVERY = 1000  # 每多少次迭代验证一次
@@ -146,6 +146,7 @@ _CHOICES = {
     "STUDY": ("sketch", "screen", "confirm", "once", "own"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
+_AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY")
 _PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
 _SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 # 名字: (下限, 上限, 下限本身是否允许)
@@ -335,6 +336,8 @@ def check() -> list:
 
 
 def _value_problem(name: str, value: object) -> str | None:
+    if name in _AUTO_OR_NUMBER and value == "auto":
+        return None
     if name in _RANGES:
         return _range_problem(name, value, *_RANGES[name])
     if not isinstance(value, str):
@@ -398,12 +401,14 @@ _DEFAULT_TYPES = {name: type(globals()[name]) for name in names()}
 
 def _convert(name: str, text: str) -> tuple[object, str | None]:
     kind = _DEFAULT_TYPES[name]
+    if name in _AUTO_OR_NUMBER:
+        kind = str if text == "auto" else float
     if kind is str:
         return text, None
     try:
         return (int(text.replace("_", "")) if kind is int else float(text)), None
     except ValueError:
-        want = "整数" if kind is int else "数"
+        want = "整数" if kind is int else "auto 或数" if name in _AUTO_OR_NUMBER else "数"
         return None, f"{name}={text!r} 应当是{want}，例如 --{name}={globals()[name]}"
 
 

@@ -22,6 +22,7 @@ CARD_GIB = 8  # 没有显卡时，拿这么大的显卡来比
 def planned_config(settings: Settings, vocab: int) -> GPTConfig:
     """配置里的模型形状。"""
     import gpt
+    from training import regular
 
     return gpt.GPTConfig(
         vocab_size=vocab,
@@ -31,7 +32,7 @@ def planned_config(settings: Settings, vocab: int) -> GPTConfig:
         ff=settings.GPT_FF,
         n_block=settings.GPT_BLOCKS,
         rope_theta=settings.ROPE_THETA,
-        dropout=settings.DROPOUT,
+        dropout=regular.DROPOUT if settings.DROPOUT == regular.AUTO else settings.DROPOUT,
     )
 
 

@@ -20,7 +20,7 @@ DEFAULTS = {
     "GPT_FF": 1024,
     "GPT_BLOCKS": 6,
     "ROPE_THETA": 10000.0,
-    "DROPOUT": 0.1,
+    "DROPOUT": "auto",
     "MIN_CHARS": 10,
     "NEAR_COPY": 0.8,
     "VAL_SHARE": 0.02,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import random
 import subprocess
@@ -22,12 +21,12 @@ import checkpoint
 from support import artefacts, console
 from support.console import UserError
 from tests import small_run
+from tests.faults.outcome import TIMES, digest
 from training import runlog
 
 UPDATES = 1500
 CHANGES = {"ACCUM_STEPS": 1, "TRAIN_ITER": UPDATES, "SAVE_EVERY": 4, "EVAL_EVERY": 40}
 CHANGES.update(SAMPLE_EVERY=100, DROPOUT=0.1, WARMUP_STEPS=50)
-TIMES = ("tokens_per_s", "seconds")  # 记录里与钟表有关的列
 
 
 def main() -> None:
@@ -126,27 +125,6 @@ def outcome(folder: Path) -> dict:
         "train_log.csv": digest(rows),
         "samples.txt": digest((folder / artefacts.SAMPLES).read_text(encoding="utf-8")),
     }
-
-
-def digest(value) -> str:
-    """由张量和普通类型组成的值 → SHA-256。"""
-    found = hashlib.sha256()
-
-    def feed(item):
-        if isinstance(item, dict):
-            for key in sorted(item, key=str):
-                found.update(repr(key).encode("utf-8"))
-                feed(item[key])
-        elif isinstance(item, (list, tuple)):
-            for member in item:
-                feed(member)
-        elif hasattr(item, "numpy"):
-            found.update(item.detach().contiguous().numpy().tobytes())
-        else:
-            found.update(repr(item).encode("utf-8"))
-
-    feed(value)
-    return found.hexdigest()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ SMALL = {
     "GPT_BLOCKS": 2,
     "TRAIN_ITER": 35,  # 12 次更新，最后一次只有 2 个微批次
     "ACCUM_STEPS": 3,
+    "DROPOUT": 0.1,
+    "WEIGHT_DECAY": 0.1,
     "BATCH_SIZE": 4,
     "EVAL_EVERY": 9,
     "SAVE_EVERY": 6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 
 import data_clean
 from poems import copies, fields, mend
+from support import files
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -462,6 +464,37 @@ def test_nothing_to_read(work: Path) -> None:
     for part in ("none", "sheepzh/poetry", "poetry/data", "python quickstart.py"):
         assert part in str(caught.value)
     assert list(work.iterdir()) == []
+
+
+def test_full_disk_at_the_last_moment_leaves_the_poems(work: Path, monkeypatch) -> None:
+    """换上新的那一步出错：all_poems.json 还在原处，一个字节没有动。"""
+    path = work / "all_poems.json"
+    path.write_text(
+        json.dumps(
+            [{"title": "窗", "para": ["火车开走以后\n铁轨还在发热，我把手贴上去"], "author": "甲"}]
+        ),
+        encoding="utf-8",
+    )
+    before, real = path.read_bytes(), files.replace
+
+    def full(source: Path, target: Path) -> None:
+        if target == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(files, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        data_clean.clean("nowhere", str(work), 2, 0.8)
+    assert path.read_bytes() == before
+
+
+def test_mostly_alike_poems_are_spoken_of(raw: Path, work: Path, capsys) -> None:
+    lines = [f"题{n}:第{n}盏灯亮在巷口，有人把雨收进口袋。风走过时没有说话。" for n in range(30)]
+    (raw / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    data_clean.clean(str(raw), str(work), 2, 0.8)
+    assert "--NEAR_COPY=1" in capsys.readouterr().out
+    assert len(data_clean.clean(str(raw), str(work), 2, 1.0).lengths) == 30
+    assert "--NEAR_COPY=1" not in capsys.readouterr().out
 
 
 def test_broken_json_loses_nothing(work: Path) -> None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, trainers
 import hug_face_tokenizer
 import tokenizer
 from kernels import bpe
+from support import files
 from tokenizer import BPETokenizer, HFTokenizer, StreamDecoder
 
 ROOT = Path(tokenizer.__file__).resolve().parent
@@ -416,6 +417,32 @@ def test_both_scripts_write_the_same_file(trained) -> None:
     files = [(folder / name).read_bytes() for name in SCRIPTS.values()]
     assert files[0] == files[1]
     assert "逐条相同" in results["train_BPEtokennizer.py"].stdout
+
+
+def test_a_changed_merge_is_refused() -> None:
+    """合并的一半换成别的字，写得出的仍在词表里，原来那个 token 却再没有合并写得出。"""
+    made = BPETokenizer().train(["春天春天春天，冬天冬天"] * 3, 300)
+    spec = json.loads(made.to_json())
+    merges = spec["model"]["merges"]
+    merges[2] = merges[1]
+    for kind in (BPETokenizer, HFTokenizer):
+        with pytest.raises(ValueError, match="没有合并写得出"):
+            kind.from_json(json.dumps(spec))
+
+
+def test_killed_while_replacing_leaves_the_old_tokenizer(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "tokenizer_bpe.json"
+    hug_face_tokenizer.save(BPETokenizer(), path)
+    before = path.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "replace", killed)
+    other = BPETokenizer().train(["春天"] * 3, 262)
+    with pytest.raises(KeyboardInterrupt):
+        hug_face_tokenizer.save(other, path)
+    assert path.read_bytes() == before
 
 
 def test_same_tokenizer_is_left_and_another_is_kept_aside(tmp_path: Path, capsys) -> None:

@@ -148,7 +148,9 @@ class Records(Keeper):
             if due & {"eval", "save"}:
                 self._unison.check()
             if "eval" in due:
-                row["val_bpc"] = f"{self._validate(row['iter']):.6f}"
+                bpc = self._validate(row["iter"])
+                row["val_bpc"] = f"{bpc:.6f}"
+                self.reporter.scored(bpc)
             if "sample" in due:
                 attempt(artefacts.SAMPLES, self._write_sample, row["iter"])
             self.run.position.pending = None

@@ -11,7 +11,7 @@ import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
-from training import optim, resume, warmstart
+from training import optim, regular, resume, warmstart
 from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -35,8 +35,9 @@ def open_run(values: dict, ranks: Ranks) -> Run:
     newest = resume.newest(saved, ranks)
     kept = newest.kept if newest is not None else None
     start = ranks.together(lambda: choose(values, kept))
-    values, settings = start.values, Settings.pick(start.values)
     corpus = ranks.together(lambda: _open_corpus(folder, start, saved))
+    values, remarks = _settle(start.values, corpus, newest)
+    settings = Settings.pick(values)
     if newest is not None:
         settings = resume.reuse_choices(values, newest.chosen)
     machine = ranks.together(lambda: Machine.pick(settings, ranks.local_rank))
@@ -57,7 +58,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         model=model,
         gradients=Gradients(model, machine, settings, ranks, voice),
         stepper=_build_stepper(model, settings, machine),
-        remarks=start.remarks,
+        remarks=start.remarks + remarks,
     )
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
@@ -74,6 +75,19 @@ def _open_corpus(folder: Path, start: Beginning, saved: dict | None) -> Corpus:
     if saved is not None:
         resume.refuse_changes(saved, start.values, corpus)
     return corpus
+
+
+def _settle(values: dict, corpus: Corpus, newest: resume.Newest | None) -> regular.Settled:
+    """写成 auto 的正则化 → 数。"""
+    settings = Settings.pick(values)
+    tokens = max(1, int(corpus.lengths.sum()))
+    plan = regular.Plan(
+        passes=settings.train_iter / corpus.plan.per_epoch,
+        updates=settings.updates,
+        lr=settings.muon_lr if settings.optimizer == "muon" else settings.learning_rate,
+        density=_shape(settings, corpus).matrix_parameters() / tokens,
+    )
+    return regular.settle(values, plan, newest.regular if newest is not None else {})
 
 
 def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
@@ -101,9 +115,9 @@ def refuse_shared_cards(machine: Machine, ranks: Ranks) -> None:
         )
 
 
-def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
-    torch.manual_seed(settings.seed)
-    config = GPTConfig(
+def _shape(settings: Settings, corpus: Corpus) -> GPTConfig:
+    """模型的形状；词表是分词器的真实大小。"""
+    return GPTConfig(
         vocab_size=corpus.tokenizer.vocab_size,
         max_seq_len=settings.max_seq_len,
         dim=settings.gpt_dim,
@@ -113,6 +127,11 @@ def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
         rope_theta=settings.rope_theta,
         dropout=settings.dropout,
     )
+
+
+def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
+    torch.manual_seed(settings.seed)
+    config = _shape(settings, corpus)
     execution = Execution(grad_checkpoint=settings.grad_checkpoint == "on")
     return GPT(config, execution).to(machine.device)
 

@@ -6,7 +6,7 @@ import math
 import time
 
 from support import artefacts, console, hardware
-from training import memory
+from training import memory, overfit
 from training.position import Position
 from training.run import Run
 
@@ -20,6 +20,8 @@ class Reporter:
         self._began = 0.0
         self._first = run.position.update
         self._foretold = False
+        self._last = math.nan  # 最近一次验证
+        self._warned = False
 
     def announce(self) -> dict:
         """开场的几行：参数、数据、计划、设备；返回 run_info.json 的内容。只有写文件的进程做。"""
@@ -35,6 +37,7 @@ class Reporter:
             "documents": len(run.corpus.lengths),
             "pass_tokens": int(run.corpus.lengths.sum()),
             "plan_tokens": self._plan_tokens(),
+            "dropout": s.dropout,
             "preset": run.values.get("PRESET", ""),
             "device": str(run.machine.device),
             "dtype": run.machine.dtype_name,
@@ -121,8 +124,24 @@ class Reporter:
             row["iter"],
             f"损失 {float(row['loss']):.3f} 验证 {shown} 学习率 {row['lr']} "
             f"{speed:.0f} token/s MFU {mfu:.2f} "
-            f"第 {1 + row['iter'] // run.corpus.plan.per_epoch} 遍",
+            f"第 {1 + row['iter'] // run.corpus.plan.per_epoch} 遍"
+            + (f" {overfit.NOTE}" if self._overfitting() else ""),
         )
+
+    def scored(self, bpc: float) -> None:
+        """刚验证过；开始过拟合时说一次，连同怎样办。"""
+        self._last = bpc
+        if self._overfitting() and not self._warned:
+            self._warned = True
+            self.run.voice.say(self._overfit_message())
+
+    def _overfitting(self) -> bool:
+        best = self.run.position.best
+        return overfit.began(best.val_bpc, self._last, best.stale)
+
+    def _overfit_message(self) -> str:
+        best, s = self.run.position.best, self.run.settings
+        return overfit.message(best.val_bpc, self._last, best.iter, s.dropout)
 
     def foretell(self) -> None:
         """训练满一分钟时，说一次预计什么时候结束。"""
@@ -140,6 +159,7 @@ class Reporter:
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
             f"{_old_scores(here)}"
+            f"{self._overfit_message() + chr(10) if self._overfitting() else ''}"
             f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
             "python evaluate.py 评测" + run.ranks.report() + run.machine.peak_report()
         )

@@ -12,7 +12,7 @@ import torch
 import checkpoint
 from support import cuda, hardware
 from support.console import UserError
-from training import beginning
+from training import beginning, regular
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.position import Position
@@ -28,6 +28,7 @@ class Newest(NamedTuple):
     source: int
     chosen: dict  # 那次训练里 auto 选了什么
     kept: dict  # 照检查点、不看现在配置的几项
+    regular: dict  # 那次训练的正则化，auto 照它
 
 
 def state_of(run: Run, full: bool = True) -> dict:
@@ -120,6 +121,7 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
             "update": saved["position"].get("update", 0),
             "chosen": saved["chosen"],
             "kept": beginning.lasting(saved),
+            "regular": {n: saved["config"][n] for n in regular.NAMES if n in saved["config"]},
         }
     everyone = ranks.all_gather(mine)
     owners = [rank for rank, there in enumerate(everyone) if there is not None]
@@ -127,7 +129,8 @@ def newest(saved: dict | None, ranks: Ranks) -> Newest | None:
         return None
     source = max(owners, key=lambda rank: (everyone[rank]["update"], -rank))
     ranks.writer = source
-    return Newest(source, everyone[source]["chosen"], everyone[source]["kept"])
+    best = everyone[source]
+    return Newest(source, best["chosen"], best["kept"], best["regular"])
 
 
 def reuse_choices(values: dict, chosen: dict) -> Settings:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from support import artefacts
-from training import reference, runlog
+from training import overfit, reference, runlog
 
 Row = Dict[str, Any]  # train_log.csv 的一行：名字 → 数或 None
 
@@ -41,6 +41,7 @@ def status(work_dir: str, now: float | None = None) -> dict[str, Any]:
     speed = _recent_speed(rows)
     evaluated = [row for row in rows if row["val_bpc"] is not None]
     best = min(evaluated, key=lambda row: row["val_bpc"], default=None)
+    over = _overfitting(evaluated)
     return {
         "state": _state(last, total, _age(folder / artefacts.TRAIN_LOG, now), rows),
         "iter": last["iter"],
@@ -54,7 +55,8 @@ def status(work_dir: str, now: float | None = None) -> dict[str, Any]:
         "eta": _eta(rows, total),
         "memory_mb": _number(info.get("memory_mb")),
         "best": best and {"iter": best["iter"], "val_bpc": best["val_bpc"]},
-        "overfitting": _overfitting(evaluated),
+        "overfitting": over,
+        "mend": None if over is None else overfit.mend(over, _number(info.get("dropout")) or 0.0),
         "reference": _reference(rows, info),
         "train": thin([[r["iter"], r["loss"]] for r in rows if r["loss"] is not None]),
         "val": thin([[r["iter"], r["val_bpc"]] for r in evaluated]),
@@ -141,13 +143,13 @@ def _state(last: Row, total: float | None, age: float, rows: list[Row]) -> str:
 
 
 def _overfitting(evaluated: list[Row]) -> int | None:
-    """验证损失的最低点之后已经又验证了三次以上、并高出 1 %：过拟合开始的迭代，否则 None。"""
+    """过拟合开始的迭代：验证最低的那一次；没有过拟合时为 None。"""
     if not evaluated:
         return None
-    best = min(range(len(evaluated)), key=lambda i: evaluated[i]["val_bpc"])
-    later = evaluated[best + 1 :]
-    worse = len(later) >= 3 and later[-1]["val_bpc"] > 1.01 * evaluated[best]["val_bpc"]
-    return evaluated[best]["iter"] if worse else None
+    scores = [row["val_bpc"] for row in evaluated]
+    best = min(range(len(scores)), key=scores.__getitem__)
+    over = overfit.began(scores[best], scores[-1], len(scores) - 1 - best)
+    return evaluated[best]["iter"] if over else None
 
 
 def _reference(rows: list[Row], info: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """改这一行：一首诗只换一行，别的一字不动。
 
-题目与前面各行是开头，写几种到行末为止，挑最接得上后面的：它自己的平均 ln p，加上后面几行跟着它
-出现的平均 ln p。与原来那行或别的行相同的排在最后。
+题目与前面各行是开头，写几种到行末为止，挑后面几行最接得上的：看后面几行（最后一行看收尾）跟着它
+出现的平均 ln p，它自己的不看：各种都是照模型的概率写的，再按概率挑就只剩最平淡的。与原来那行或
+别的行相同的排在最后。
 """
 
 from __future__ import annotations
@@ -146,15 +147,11 @@ def _rank(poet: Poet, request: Request, place: Place, draft: str) -> tuple:
 
 
 def _fit(poet: Poet, request: Request, place: Place, draft: str) -> float:
-    """这一行的平均 ln p，加上后面几行（最后一行是收尾）的平均 ln p。"""
+    """后面几行跟着这一行出现的平均 ln p；它就是最后一行时，是收尾的 ln p。"""
     tok, start = poet.tok, place.before + draft
     ids = tok.encode(start + place.following)
-    own = len(tok.encode(start + place.gap)) - len(request.prefix)
+    own = len(tok.encode(start + place.gap))
     if not place.following:
         ids = [*ids, tok.end_id]
-    logs = likelihood.log_probs(poet, request.prompt, ids, len(request.prefix))
-    return _mean(logs[:own]) + _mean(logs[own:])
-
-
-def _mean(logs: object) -> float:
+    logs = likelihood.log_probs(poet, request.prompt, ids, own)
     return float(logs.mean()) if len(logs) else 0.0

@@ -52,7 +52,8 @@ def _poems(path: Path) -> str:
 
 def _copies(path: Path) -> str:
     """坏了就重建，所以总与原来相同。"""
-    index = originality.load(str(path.parent))
+    with contextlib.redirect_stderr(io.StringIO()):
+        index = originality.load(str(path.parent))
     return outcome.digest([bytes(index.units), index.longest_copy("一只鸟在想方向").describe()])
 
 

@@ -142,7 +142,7 @@ def one(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     kind(path, rng)
     words = rng.choice((*TARGETS[name], ("diagnose.py",)))
     memory = sabotage.limit(_MEMORY, "AS")
-    code, text = run(words, trial, sabotage.both(swift, memory), seconds=60)
+    code, text = run(words, trial, sabotage.both(swift, memory))
     verdict, detail = judge(code, text, (0, 1))
     if (trial / "EXPLODED").exists():
         verdict, detail = WRONG, "执行了里面的命令"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support import artefacts
 from tests.faults import outcome, sabotage
-from tests.faults.tally import FINE, LOST, TOLD, TRACE, WRONG, Tally, judge
+from tests.faults.tally import FINE, LOST, TOLD, WRONG, Tally, judge
 from tests.faults.workshop import CAN_FORK, KILLED, ROOT, Case, Process, Workshop, run, swift
 
 # 使用者的心血：换新的以后，旧的也要还在（改了名）
@@ -81,7 +81,7 @@ _RENAMED_FIRST += (artefacts.LOSS_PICTURE, artefacts.CHECKPOINT_PREVIOUS)
 
 def finished(case: Case, trial: Path, kept: dict, only: tuple = ()) -> tuple | None:
     """把它做完，与没被打扰的比：(坏的结局, 说明)，好的是 None。only：只比这些产物。"""
-    code, text = run(case.words, trial, swift, seconds=120)
+    code, text = run(case.words, trial, swift)
     verdict, detail = judge(code, text, allowed=(0,))
     if verdict != FINE:
         return verdict, detail
@@ -127,6 +127,9 @@ _EARLY = ("data_clean.py", "train_gpt.py", "infere.py", "evaluate.py", "quantize
 _EARLY += ("diagnose.py", "serve.py", "train_dataset_one.py", "hug_face_tokenizer.py")
 
 
+_GUARD = "from support import console"
+
+
 def early_interrupt(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     """真的启动一个 Python，导入的时候就按 Ctrl-C。"""
     trial, script = shop.copy(shop.whole), rng.choice(_EARLY)
@@ -139,8 +142,8 @@ def early_interrupt(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0].decode("utf-8", "replace")
     verdict, detail = judge(process.returncode, text, (0, 130))
-    ours = str(ROOT) in text  # Python 自己还没有读到脚本时的回溯不是我们的
-    if verdict == TRACE and not ours:
+    # 最初的几十毫秒里，Python 自己还没有起好，或还没有导入完接住它的那一行：谁也接不住
+    if verdict not in (TOLD, FINE) and (str(ROOT) not in text or _GUARD in text):
         verdict = FINE
     tally.add("很早的 Ctrl-C", verdict, f"{script} {wait:.2f} 秒：{detail}")
     shop.clear(trial)

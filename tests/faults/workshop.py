@@ -128,7 +128,7 @@ class Process:
                 self._code = _exit_code(status)
         return self._code
 
-    def wait(self, seconds: float = 60) -> int | None:
+    def wait(self, seconds: float = 240) -> int | None:
         """等它结束；太久就杀掉，返回 None。"""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
@@ -200,7 +200,7 @@ def _leave(code: int) -> None:
         os._exit(code or 0)
 
 
-def run(words: tuple, folder: Path, prepare: object = None, seconds: float = 60) -> tuple:
+def run(words: tuple, folder: Path, prepare: object = None, seconds: float = 240) -> tuple:
     """运行到结束 → (退出码, 它说的话)；太久时退出码为 None。"""
     process = Process(words, folder, prepare)
     return process.wait(seconds), process.text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import signal
 
 import pytest
 
@@ -12,7 +13,7 @@ import dataset
 from support import hardware
 from support.console import UserError
 from tests.small_run import build_data, values, work_dir
-from training import keeper, loop, runlog, samples, validation
+from training import keeper, loop, runlog, samples, stop, validation
 from training.stepper import Stepper
 
 OPTIONS = {"TRAIN_ITER": 18, "EVAL_EVERY": 9, "SAVE_EVERY": 9, "SAMPLE_EVERY": 9}
@@ -163,6 +164,29 @@ def test_damaged_newest_is_not_kept_as_the_spare(tmp_path, data, monkeypatch):
     assert (folder / "checkpoint.old1.bin").read_bytes() == bytes(newest)
     checkpoint.load(folder / "checkpoint.prev.bin")
     assert updates_in(folder) == 8
+
+
+def test_ctrl_c_held_down_still_leaves_the_last_whole_update(tmp_path, data, monkeypatch, capsys):
+    """按住不放：三次接连而来，保存的前后又各来一次。"""
+    real, save = loop.one_update, checkpoint.save
+
+    def one_update(run, *parts):
+        for _ in range(3 if run.position.update == 4 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return real(run, *parts)
+
+    def saving(*given):
+        signal.raise_signal(signal.SIGINT)
+        save(*given)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop, "one_update", one_update)
+    folder = work_dir(tmp_path / "run", data)
+    monkeypatch.setattr(keeper.checkpoint, "save", saving)
+    monkeypatch.setattr(stop.time, "monotonic", lambda: 100.0)
+    result = loop.train(values(folder, **{**OPTIONS, "SAVE_EVERY": 900, "EVAL_EVERY": 900}))
+    assert (result["stopped"], updates_in(folder)) == (signal.SIGINT, 4)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def flip_a_token(path):

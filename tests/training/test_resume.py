@@ -70,7 +70,12 @@ def test_auto_keeps_the_choice_of_the_checkpoint(tmp_path):
 
 def test_newest_checkpoint_wins_and_its_owner_writes():
     def found(update):
-        return {"update": update, "chosen": {"DTYPE": f"at{update}"}, "kept": {"FROM": ""}}
+        return {
+            "update": update,
+            "chosen": {"DTYPE": f"at{update}"},
+            "kept": {"FROM": ""},
+            "regular": {},
+        }
 
     ranks = Ranks()
     everyone = SimpleNamespace(all_gather=lambda _: [None, found(4), found(9), found(9)], writer=0)

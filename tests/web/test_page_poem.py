@@ -129,11 +129,17 @@ def test_a_titled_poem_is_not_renamed(page):
 
 
 def test_the_same_seed_again_and_a_new_one(page, site):
+    page.click("#show-options")
+    page.fill("#seed", "5")
+    page.click("#options .close")
     ask(page, "雪")
     written(page)
     first, seed = verse(page), site[0].asked[-1][1]["seed"]
+    assert seed == 5 and "种子 5" in page.text_content(".facts")
     for label, same in (("同种子", True), ("再写一首", False)):
+        count = len(site[0].asked)
         page.click(f".acts >> text={label}")
+        assert server.wait_until(lambda: len(site[0].asked) > count)  # noqa: B023
         written(page)
         again = site[0].asked[-1][1]["seed"]
         assert (again == seed, verse(page) == first) == (same, same)

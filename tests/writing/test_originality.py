@@ -90,6 +90,19 @@ def test_index_is_kept_and_rebuilt(folder):
     assert originality.load(str(path)).longest_copy("屋顶").snippet == "屋顶"
 
 
+def test_damaged_index_is_rebuilt(folder):
+    """翻了一位的索引不能拿来说“没有抄”。"""
+    path, _ = folder
+    question = "它飞过海洋，飞过哪里"
+    found = originality.load(str(path)).longest_copy(question)
+    file = path / artefacts.COPY_INDEX
+    whole = file.read_bytes()
+    for place in range(len(whole) - 400, len(whole), 40):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        assert originality.load(str(path)).longest_copy(question) == found
+    assert file.read_bytes() == whole
+
+
 def test_no_dataset(tmp_path):
     with pytest.raises(UserError, match="train_dataset_one"):
         originality.load(str(tmp_path))

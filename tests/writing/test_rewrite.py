@@ -87,16 +87,17 @@ def test_the_likelier_following_lines_win_and_known_lines_come_last(poet, monkey
     assert ranked == ["乙", "丙", "短", "长一些"]
 
 
-def test_fit_is_two_means(poet):
-    """对照：自己的平均与后面各行的平均，各按完整的前向算。"""
-    place = rewrite.find("花开\n雨落\n风吹", 2)
-    request = rewrite._request(poet, "四季", place, {})
+def test_fit_is_how_likely_the_following_lines_are(poet):
+    """对照：完整的前向里后面各行的平均；最后一行是结束符的。"""
     tok, draft = poet.tok, "雪压着屋顶"
-    ids = tok.encode(f"花开\n{draft}\n风吹")
-    before, own = len(tok.encode("花开\n")), len(tok.encode(f"花开\n{draft}\n"))
-    logs = likelihood.log_probs(poet, request.prompt, ids)
-    wanted = float(logs[before:own].mean() + logs[own:].mean())
-    assert rewrite._fit(poet, request, place, draft) == pytest.approx(wanted, rel=1e-4)
+    for number, before, after in ((2, "花开\n", "\n风吹"), (3, "花开\n雨落\n", "")):
+        place = rewrite.find("花开\n雨落\n风吹", number)
+        request = rewrite._request(poet, "四季", place, {})
+        ids = [*tok.encode(before + draft + after), *([] if after else [tok.end_id])]
+        own = len(tok.encode(before + draft + ("\n" if after else "")))
+        logs = likelihood.log_probs(poet, request.prompt, ids)
+        fit = rewrite._fit(poet, request, place, draft)
+        assert fit == pytest.approx(float(logs[own:].mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

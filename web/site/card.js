@@ -101,7 +101,8 @@ function column(draw, text, x, top, size, step, font) {   // 一列字：x 是�
   draw.font = font; draw.textAlign = "center"; draw.textBaseline = "middle";
   let y = top + step / 2;
   for (const char of text) {
-    if (TURNED.test(char)) turned(draw, char, x, y);
+    if (char === "—") draw.fillRect(x - size / 24, y - step / 2, size / 12, step + 0.5);   // 两个连成一条
+    else if (TURNED.test(char)) turned(draw, char, x, y);
     else if (LOW_MARKS.includes(char)) draw.fillText(char, x + size * 0.55, y - size * 0.55);
     else if (MIDDLE_MARKS.includes(char)) draw.fillText(char, x + size * 0.25, y - size * 0.1);
     else if ("“”‘’".includes(char)) turned(draw, { "“": "「", "”": "」", "‘": "『", "’": "』" }[char], x, y);

@@ -201,7 +201,7 @@ class PoemView {
     acts.append(this.button("做成图片", () => openCard(this)));
     if (this.before.length) acts.append(this.button("撤销", () => this.undo()));
     if (!this.question && this.text.trim()) acts.append(this.button("起个题目", (button) => this.suggest(button)));
-    acts.append(this.button("再写一首", () => write(this.question)));
+    acts.append(this.button("再写一首", () => write(this.question, anySeed())));
     const again = this.button("同种子", () => write(this.question, this.seed));
     again.title = "种子不变，用现在的选项；选项也没有变，就是原来那首";
     acts.append(again);

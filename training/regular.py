@@ -1,0 +1,58 @@
+"""正则化自己定：DROPOUT=auto、WEIGHT_DECAY=auto 由这次训练过几遍数据、更新多少次来。
+
+规则是 docs/LOG.md 里“许多遍”一节的小样量出来的：
+  丢弃：诗只见一两遍时没有什么可背，丢弃只碍事；见得多了，不丢弃就开始背。
+  衰减：它的快慢是 1 ÷（学习率 × 衰减）次更新，约是全程的 0.45 倍时最好；所以练得越长、数越小。
+写了数字的照数字；续训照检查点练到现在用的那个数。
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+AUTO = "auto"
+NAMES = ("DROPOUT", "WEIGHT_DECAY")  # 可以写 auto 的
+FEW = 2.0  # 不满这么多遍
+DROPOUT = 0.1  # 遍数多时的丢弃率
+HORIZON = 0.45  # 衰减的快慢是全程的几倍
+LEAST, MOST = 0.01, 1.0  # 衰减的下限与上限
+
+
+class Plan(NamedTuple):
+    """规则要知道的。"""
+
+    passes: float  # 过几遍数据
+    updates: int
+    lr: float  # 矩阵的学习率
+    density: float  # 每个 token 几个参数
+
+
+class Settled(NamedTuple):
+    """定下来的配置，和开场要说的。"""
+
+    values: dict
+    remarks: list
+
+
+def rule(plan: Plan) -> dict:
+    """各项的数。"""
+    decay = 1 / (plan.lr * HORIZON * plan.updates)
+    return {
+        "DROPOUT": 0.0 if plan.passes < FEW else DROPOUT,
+        "WEIGHT_DECAY": float(f"{min(MOST, max(LEAST, decay)):.2g}"),
+    }
+
+
+def settle(values: dict, plan: Plan, before: dict) -> Settled:
+    """values：config.values()；before：检查点里用的数，新的训练为空。"""
+    found = {name: before.get(name, number) for name, number in rule(plan).items()}
+    chosen = {name: found[name] for name in NAMES if values[name] == AUTO}
+    if not chosen or before:
+        return Settled({**values, **chosen}, [])
+    shown = "，".join(f"{name}={number:g}" for name, number in chosen.items())
+    few = f"不满 {FEW:g} 遍，没有什么可背" if plan.passes < FEW else "遍数多，防着背"
+    remark = (
+        f"正则化（auto）：{shown}；约 {plan.passes:.1f} 遍，"
+        f"每个 token {plan.density:.2g} 个参数，{few}"
+    )
+    return Settled({**values, **chosen}, [remark])
