@@ -74,7 +74,7 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
     wrong = data.verify()
     if wrong:
         raise UserError(
-            f"{artefacts.DATASET} 已损坏（{'、'.join(wrong)} 与校验和不符），不能评测；文件没有动。\n"
+            f"{artefacts.DATASET} 已损坏（{'、'.join(wrong)} 与校验和不符）；文件没有动。\n"
             "请重做：python train_dataset_one.py，或换回完好的那一份"
         )
     if data.val_is_train:
