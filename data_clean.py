@@ -125,9 +125,8 @@ def plan(raw_data: str, work_dir: str) -> Job:
 def _is_ours(output: Path, report: Path) -> bool:
     """all_poems.json 是否就是上次清洗写出的，没有人改过。"""
     try:
-        with open(report, encoding="utf-8") as file:
-            written = json.load(file)["output"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        written = files.read_json(report)["output"]["sha256"]
+    except (UserError, OSError, ValueError, LookupError, TypeError):
         return False
     return written == files.sha256(output)
 

@@ -71,6 +71,12 @@ def load_poems(work_dir: str, given: str = "") -> tuple:
             raise UserError(f"没有找到 DATA={given}（当前目录和 {work_dir} 里都没有）")
         return list(collection.iter_poems(path)), str(path)
     data = dataset.load(Path(work_dir) / artefacts.DATASET)
+    wrong = data.verify()
+    if wrong:
+        raise UserError(
+            f"{artefacts.DATASET} 已损坏（{'、'.join(wrong)} 与校验和不符）；文件没有动。\n"
+            "请重做：python train_dataset_one.py，或换回完好的那一份"
+        )
     if data.val_is_train:
         return validation_poems(data), "dataset.bin 的训练诗（没有验证集）"
     return validation_poems(data), "dataset.bin 的验证集"

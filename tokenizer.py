@@ -416,9 +416,9 @@ def _special_ids(spec: dict) -> dict[str, int]:
 
 
 def _merge_pairs(spec: dict) -> list[tuple[str, str]]:
-    """合并表；新版写成 ["a", "b"]，旧版写成 "a b"。"""
+    """合并表；新版写成 ["a", "b"]，旧版写成 "a b"；不是文字的是 TypeError。"""
     return [
-        tuple(pair.split(" ")) if isinstance(pair, str) else (pair[0], pair[1])
+        tuple(pair.split(" ")) if isinstance(pair, str) else (pair[0] + "", pair[1] + "")
         for pair in spec["model"]["merges"]
     ]
 

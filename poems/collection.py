@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -25,9 +24,9 @@ def find_cleaned(work_dir: str) -> Path:
     """同 find；诗集在清洗之后变过就说一声。"""
     path = find(work_dir)
     try:
-        written = json.loads((path.parent / artefacts.CLEAN_REPORT).read_text(encoding="utf-8"))
+        written = files.read_json(path.parent / artefacts.CLEAN_REPORT)
         changed = written["output"]["sha256"] != files.sha256(path)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (UserError, OSError, ValueError, LookupError, TypeError):
         return path  # 没有清洗的报告可以对照
     if changed:
         print(

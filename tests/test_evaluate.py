@@ -143,6 +143,18 @@ def test_title_scorer_is_the_log_probability(tmp_path):
         assert value == pytest.approx(expected, rel=1e-4)
 
 
+def test_damaged_dataset_is_refused(tmp_path):
+    """数组里翻了一位：不评，也不说成别的毛病。"""
+    write_dataset(tmp_path)
+    path = tmp_path / "dataset.bin"
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) - 1000, len(content), 90):
+        content[place] ^= 4
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"dataset\.bin 已损坏"):
+        evaluate.load_poems(str(tmp_path))
+
+
 def test_bad_input(tmp_path):
     done = run(f"--WORK_DIR={tmp_path}")
     assert done.returncode == 1 and "train_gpt" in done.stderr

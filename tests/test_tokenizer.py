@@ -327,6 +327,7 @@ def _put(value, *keys):
         (_put("5", "model", "vocab", "a"), "编号"),
         (_put([["a", "山"]], "model", "merges"), "词表里没有"),
         (_put([["a"]], "model", "merges"), "merges"),
+        (_put([[["a"], ["b"]]], "model", "merges"), "merges"),
         (_put(None, "model", "merges"), "merges"),
     ],
 )
