@@ -37,11 +37,11 @@ def test_untitled(poet):
 def test_order(poet, monkeypatch):
     monkeypatch.setattr(ranking, "untitled", lambda _, row: row.untitled)
     rows = [Done(score, [5] * 10) for score in (-30, -20, -30, -30)]
-    for row, value in zip(rows, (-32, -19, -45, -50)):
+    for row, value in zip(rows, (-30.5, -19, -45, -31)):
         row.untitled = value
     texts = ["花", "雪", "月\n月", "风"]
-    # 增益 0.2、−0.1、1.5、2.0；第二首离同伴一个 nat（−0.6），第三首一半的行重复（0.0）
-    assert ranking.order(poet, texts, rows) == [3, 0, 2, 1]
+    # 增益 0.05、−0.1、封顶的 0.15、0.1；第二首离同伴一个 nat（−0.6），第三首一半的行重复（−1.35）
+    assert ranking.order(poet, texts, rows) == [3, 0, 1, 2]
 
 
 def test_chat_ranks_real_candidates(poet, monkeypatch):
