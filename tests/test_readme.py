@@ -114,6 +114,7 @@ def test_files_named_exist(name):
 def test_settings_on_command_lines_exist(name):
     known = {*config.names(), "NAME", *THEIRS}  # --NAME=value 是在说写法
     known |= {name for name in ("POEMS",) if hasattr(quickstart, name)}  # quickstart.py 自己的
+    known |= {"ONLY", "TIMES"}  # python -m tests.faults 的
     for text in everything_typed(TEXTS[name]):
         for word in re.findall(r"--([A-Z][A-Z_]+)\b", text):
             assert word in known, f"--{word}"

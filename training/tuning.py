@@ -10,7 +10,7 @@ from support.defaults import DEFAULTS
 FEW = 200_000  # 训练诗一遍不到这么多 token，算少
 SMALL_BATCH = 2  # 诗少时的 BATCH_SIZE
 SLOWER = 0.3  # 学习率是从零训练的几倍
-PASSES, LEAST_PASSES = 8, 2  # 诗少时学几遍；多到 MANY 个 token 时只学几遍
+PASSES, LEAST_PASSES = 3, 2  # 诗少时学几遍；多到 MANY 个 token 时只学几遍
 MANY = 2_000_000
 FILLED = 0.9  # 微批次大约填满这么多
 
@@ -36,7 +36,7 @@ def recipe(tokens: int, max_seq_len: int) -> dict:
 
 
 def passes(tokens: int) -> float:
-    """学几遍：从 PASSES 降到 LEAST_PASSES，与 token 数的对数成比例。"""
+    """学几遍：诗越多越少，从 PASSES 降到 LEAST_PASSES。"""
     if tokens <= FEW:
         return PASSES
     share = min(1.0, (tokens / FEW - 1) / (MANY / FEW - 1))
