@@ -14,12 +14,11 @@ if __name__ == "__main__":
 import sys
 
 import config
-from support import cuda, threads
+from support import cuda
 
 
 def main() -> int:
     cuda.allow_growing_segments()  # 要在导入 PyTorch 之前
-    threads.wait_briefly(look=False)
     from training import launch, loop  # 要几秒；在这里导入，其间的 Ctrl-C 也只是一句话
     from training.distributed import Told
 
