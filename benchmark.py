@@ -125,19 +125,10 @@ def random_model(device: torch.device) -> GPT:
     import torch
 
     from gpt import GPT, GPTConfig
+    from training.settings import Settings
 
     torch.manual_seed(config.SEED)
-    model = GPT(
-        GPTConfig(
-            config.VOCAB_SIZE,
-            config.MAX_SEQ_LEN,
-            config.GPT_DIM,
-            config.GPT_HEAD,
-            config.GPT_FF,
-            config.GPT_BLOCKS,
-            config.ROPE_THETA,
-        )
-    )
+    model = GPT(GPTConfig(config.VOCAB_SIZE, **Settings.pick(config.values()).shape()))
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.05)

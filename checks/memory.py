@@ -23,17 +23,11 @@ def planned_config(settings: Settings, vocab: int) -> GPTConfig:
     """配置里的模型形状。"""
     import gpt
     from training import regular
+    from training.settings import SHAPE
 
-    return gpt.GPTConfig(
-        vocab_size=vocab,
-        max_seq_len=settings.MAX_SEQ_LEN,
-        dim=settings.GPT_DIM,
-        n_head=settings.GPT_HEAD,
-        ff=settings.GPT_FF,
-        n_block=settings.GPT_BLOCKS,
-        rope_theta=settings.ROPE_THETA,
-        dropout=regular.DROPOUT if settings.DROPOUT == regular.AUTO else settings.DROPOUT,
-    )
+    dropout = regular.DROPOUT if settings.DROPOUT == regular.AUTO else settings.DROPOUT
+    shape = {theirs: getattr(settings, name) for name, theirs in SHAPE.items()}
+    return gpt.GPTConfig(vocab, dropout=dropout, **shape)
 
 
 def vocab_size(settings: Settings) -> int:

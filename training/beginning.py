@@ -13,17 +13,8 @@ from support.console import UserError
 from tokenizer import fingerprint
 from training import tuning
 from training.corpus import Corpus, remake
-from training.settings import Settings
+from training.settings import SHAPE, Settings
 from writing import origin
-
-SHAPE = {  # 由起点决定的配置 → GPTConfig 里的名字
-    "MAX_SEQ_LEN": "max_seq_len",
-    "GPT_DIM": "dim",
-    "GPT_HEAD": "n_head",
-    "GPT_FF": "ff",
-    "GPT_BLOCKS": "n_block",
-    "ROPE_THETA": "rope_theta",
-}
 
 
 class Beginning(NamedTuple):

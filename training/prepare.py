@@ -117,16 +117,7 @@ def refuse_shared_cards(machine: Machine, ranks: Ranks) -> None:
 
 def _shape(settings: Settings, corpus: Corpus) -> GPTConfig:
     """模型的形状；词表是分词器的真实大小。"""
-    return GPTConfig(
-        vocab_size=corpus.tokenizer.vocab_size,
-        max_seq_len=settings.max_seq_len,
-        dim=settings.gpt_dim,
-        n_head=settings.gpt_head,
-        ff=settings.gpt_ff,
-        n_block=settings.gpt_blocks,
-        rope_theta=settings.rope_theta,
-        dropout=settings.dropout,
-    )
+    return GPTConfig(corpus.tokenizer.vocab_size, dropout=settings.dropout, **settings.shape())
 
 
 def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:

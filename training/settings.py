@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+SHAPE = {  # 模型的形状：config.py 的名字 → GPTConfig 里的名字
+    "MAX_SEQ_LEN": "max_seq_len",
+    "GPT_DIM": "dim",
+    "GPT_HEAD": "n_head",
+    "GPT_FF": "ff",
+    "GPT_BLOCKS": "n_block",
+    "ROPE_THETA": "rope_theta",
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -59,6 +68,10 @@ class Settings:
     def names(cls) -> list:
         """这些配置在 config.py 里的名字。"""
         return [_in_config(field.name) for field in fields(cls)]
+
+    def shape(self) -> dict:
+        """模型的形状，GPTConfig 的参数名 → 值；词表与丢弃率不在内。"""
+        return {theirs: getattr(self, name.lower()) for name, theirs in SHAPE.items()}
 
     @property
     def budget(self) -> int:
