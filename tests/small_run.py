@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Iterator
+from unittest import mock
 
 import config
 import dataset
-from support import files
+from support import files, hardware
 from tests.tiny_tokenizer import train as train_tokenizer
+from training import runlog, samples
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -31,6 +35,17 @@ SMALL = {
     "DTYPE": "fp32",
     "COMPILE": "off",
 }
+
+
+@contextlib.contextmanager
+def quick(poem: str | None = None) -> Iterator[None]:
+    """开场不测矩阵乘峰值，保存时不画图；给了 poem，途中的示例诗就是它。"""
+    with contextlib.ExitStack() as held:
+        held.enter_context(mock.patch.object(hardware, "measure_peak", lambda *_: 1e11))
+        held.enter_context(mock.patch.object(runlog, "draw", lambda *_: False))
+        if poem is not None:
+            held.enter_context(mock.patch.object(samples, "poem", lambda *_, **__: poem))
+        yield
 
 
 def build_data(folder: Path, count: int = 60, vocab: int = 420, **options) -> Path:

@@ -78,6 +78,11 @@ def test_foreign_modules_already_imported(folder, path):
     run(THEIRS + path + WRITE + own + "import tokenizer\nassert tokenizer.MINE == 1", folder)
 
 
+def test_own_common_does_not_matter(folder):
+    (folder / "common.py").write_text("raise RuntimeError\n", encoding="utf-8")
+    run(LAST + WRITE, folder)
+
+
 def test_modules_made_by_hand(folder):
     """sys.modules 里放进来的、没有文件的 config。"""
     code = "import types\nsys.modules['config'] = mine = types.ModuleType('config')\n"

@@ -566,27 +566,6 @@ def test_script_without_a_model(tmp_path):
     assert done.returncode == 1 and "train_gpt" in done.stderr and "Traceback" not in done.stderr
 
 
-def elsewhere(folder, code):
-    """在别的文件夹里运行一段程序，项目排在 sys.path 的最后。"""
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r})\n{code}"],
-        capture_output=True,
-        cwd=folder,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        check=False,
-        timeout=300,
-    )
-
-
-def test_own_common_does_not_matter(tmp_path, folder):
-    (tmp_path / "common.py").write_text("raise RuntimeError\n", encoding="utf-8")
-    code = f"import config\nconfig.WORK_DIR, config.DEVICE = {str(folder)!r}, 'cpu'\n"
-    code += "from infere import chat\nprint(bool(chat('春天', seed=1, max_new_tokens=4)))"
-    done = elsewhere(tmp_path, code)
-    assert done.stdout.strip() == "True", done.stderr
-
-
 def test_line_missing_in_config_is_named(monkeypatch):
     for name in ("TOP_K", "SEED"):
         monkeypatch.delattr(config, name)

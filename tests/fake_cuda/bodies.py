@@ -14,6 +14,7 @@ from gpt import GPT, GPTConfig
 from support import artefacts, hardware
 from tests import small_run, tiny_model
 from tests.fake_cuda import device
+from tests.gpu.writing import CONTROLS
 from training import loop, memory, optim, runlog
 from writing.engine import Engine
 from writing.poet import Poet
@@ -128,19 +129,6 @@ def micro_batch(
 
 # ── 写诗 ──────────────────────────────────────────────────────────────
 
-CHATS = (
-    {},
-    {"lines": 3},
-    {"length": 20},
-    {"first_line": "春天来了"},
-    {"acrostic": "春夏"},
-    {"rhyme": "江阳", "lines": 2},
-    {"no_repeat_ngram": 3},
-    {"top_p": 0.8, "min_p": 0.05},
-    {"temperature": 0.0},
-    {"context": "slide", "max_new_tokens": 150},
-)
-
 
 def _poet(where: str, dtype: torch.dtype | None = None) -> Poet:
     tok = tiny_model.tokenizer()
@@ -159,8 +147,8 @@ def chats(folder: Path) -> dict:
     """每种控制写一首，与 CPU 上的比；几首长短不一的同时写。"""
     card, cpu = _poet("cuda"), _poet("cpu")
     with device.Meter() as meter:
-        mine = [_texts(card, **options) for options in CHATS] + [_texts(card, n=5)]
-    theirs = [_texts(cpu, **options) for options in CHATS] + [_texts(cpu, n=5)]
+        mine = [_texts(card, **options) for options in CONTROLS] + [_texts(card, n=5)]
+    theirs = [_texts(cpu, **options) for options in CONTROLS] + [_texts(cpu, n=5)]
     half = [_texts(_poet("cuda", dtype), n=2) for dtype in (torch.float16, torch.bfloat16)]
     return {
         "same": sum(a == b for a, b in zip(mine, theirs)),

@@ -11,11 +11,11 @@ import torch
 import checkpoint
 import quantize
 from kernels import int8
-from support import artefacts, hardware
+from support import artefacts
 from support.console import UserError
 from support.defaults import DEFAULTS
-from tests.small_run import build_data, values, work_dir
-from training import beginning, loop, prepare, runlog, samples, tuning
+from tests.small_run import build_data, quick, values, work_dir
+from training import beginning, loop, prepare, runlog, tuning
 from training.distributed import Ranks
 
 OTHER_SHAPE = {"GPT_DIM": 64, "GPT_HEAD": 4, "GPT_FF": 96, "GPT_BLOCKS": 1}  # 文件里的是 SMALL 的
@@ -23,10 +23,7 @@ OTHER_SHAPE = {"GPT_DIM": 64, "GPT_HEAD": 4, "GPT_FF": 96, "GPT_BLOCKS": 1}  # �
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_start():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "measure_peak", lambda *_: 1e11)
-        patch.setattr(runlog, "draw", lambda *_: False)
-        patch.setattr(samples, "poem", lambda *_, **__: "诗")
+    with quick("诗"):
         yield
 
 

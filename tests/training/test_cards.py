@@ -11,8 +11,8 @@ import checkpoint
 from gpt import GPT
 from support import cuda, hardware
 from support.console import UserError
-from tests.small_run import build_data, values, work_dir
-from training import loop, optim, prepare, resume, runlog, samples, validation
+from tests.small_run import build_data, quick, values, work_dir
+from training import loop, optim, prepare, resume, samples, validation
 from training.distributed import LostPeer, Ranks, Told
 from training.machine import Machine
 
@@ -26,10 +26,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_start():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "measure_peak", lambda *_: 1e11)
-        patch.setattr(runlog, "draw", lambda *_: False)
-        patch.setattr(samples, "poem", lambda *_, **__: "诗")
+    with quick("诗"):
         yield
 
 

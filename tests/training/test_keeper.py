@@ -12,7 +12,7 @@ import checkpoint
 import dataset
 from support import hardware
 from support.console import UserError
-from tests.small_run import build_data, values, work_dir
+from tests.small_run import build_data, quick, values, work_dir
 from training import keeper, loop, runlog, samples, stop, validation
 from training.stepper import Stepper
 
@@ -25,9 +25,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick_start(monkeypatch):
-    monkeypatch.setattr(hardware, "measure_peak", lambda *_: 1e11)
-    monkeypatch.setattr(runlog, "draw", lambda *_: False)
+def quick_start():
+    with quick():
+        yield
 
 
 def updates_in(folder):

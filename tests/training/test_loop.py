@@ -15,9 +15,8 @@ import torch
 import checkpoint
 import dataset
 from gpt import GPT
-from support import hardware
 from support.console import UserError
-from tests.small_run import ROOT, SMALL, build_data, values, work_dir
+from tests.small_run import ROOT, SMALL, build_data, quick, values, work_dir
 from training import batching, loop, prepare, runlog, validation
 from training.distributed import Ranks
 from training.gradients import Gradients
@@ -36,9 +35,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="module")
 def quick_start():
     """开场不测矩阵乘峰值，保存时不画图。"""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "measure_peak", lambda *_: 1e11)
-        patch.setattr(runlog, "draw", lambda *_: False)
+    with quick():
         yield
 
 

@@ -6,9 +6,8 @@ import pytest
 
 import checkpoint
 import config
-from support import hardware
-from tests.small_run import build_data, values, work_dir
-from training import loop, overfit, regular, runlog, validation
+from tests.small_run import build_data, quick, values, work_dir
+from training import loop, overfit, regular, validation
 
 AUTO = {"DROPOUT": "auto", "WEIGHT_DECAY": "auto"}
 
@@ -20,9 +19,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_start():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hardware, "measure_peak", lambda *_: 1e11)
-        patch.setattr(runlog, "draw", lambda *_: False)
+    with quick():
         yield
 
 
