@@ -113,6 +113,9 @@ def run_one(number: int, folder: str, fake: bool, limit: float) -> dict:
         end(process)
         output, _ = process.communicate()
         return _failed(f"超过 {limit:.0f} 秒", output)
+    except BaseException:  # Ctrl-C、SIGTERM：它在自己的会话里，不会跟着收到
+        end(process)
+        raise
     lines = output.decode("utf-8", "replace").splitlines()
     found = [line[len(RESULT) :] for line in lines if line.startswith(RESULT)]
     if not found:
@@ -172,4 +175,5 @@ def revision() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -84,6 +85,14 @@ class Stage:
     @property
     def is_3060(self) -> bool:
         return not self.fake and CARD_3060 in torch.cuda.get_device_name()
+
+    def flash(self) -> contextlib.AbstractContextManager:
+        """数字节时的注意力：假的显卡上换成不留 T × T 的那种。"""
+        if not self.fake:
+            return contextlib.nullcontext()
+        from tests.fake_cuda import device
+
+        return device.flash_memory()
 
     def model(self, seed: int = 0, **changes) -> GPT:
         """随机权重的模型，在 CPU 上；输出投影也不是零，梯度才到处都有。"""

@@ -85,6 +85,23 @@ def test_a_check_that_dies_is_told(monkeypatch, tmp_path):
     assert found["state"] == "FAIL" and "9" in found["measured"] and "half" in found["details"]
 
 
+def test_ctrl_c_ends_the_check_as_well(monkeypatch, tmp_path):
+    """它在自己的会话里，终端的 Ctrl-C 到不了它。"""
+    stand_in(monkeypatch, "import time; time.sleep(100)")
+    started, popen = [], acceptance.subprocess.Popen
+
+    def interrupted(*arguments, **options):
+        process = popen(*arguments, **options)
+        process.communicate = lambda timeout: (_ for _ in ()).throw(KeyboardInterrupt)
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(acceptance.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        acceptance.run_one(3, str(tmp_path), False, 60.0)
+    assert started[0].wait(10) != 0
+
+
 def test_the_rest_is_left_when_no_kernel_runs(monkeypatch, capsys):
     made = []
 

@@ -12,7 +12,7 @@ def main() -> int:
     values = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if "--deterministic" in sys.argv:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    if "FAKE_CUDA" in os.environ:
+    if "FAKE_CUDA_LIBRARY" in os.environ:
         from tests.fake_cuda import device
 
         device.install()

@@ -103,8 +103,9 @@ def _memory_of(stage: Stage, grad_checkpoint: bool) -> tuple:
     """(真的峰值, 预测)：两个最大的微批次和一步优化器。"""
     from training import optim
 
-    rows, length = stage.pick(8, 4), stage.shape["max_seq_len"]
+    rows, length = 8, stage.shape["max_seq_len"]
     dtype = hardware.pick_dtype("auto", stage.device)
+    base = torch.cuda.memory_allocated()
     model = stage.model(dropout=0.1).to(stage.device).train()
     model.configure(grad_checkpoint=grad_checkpoint)
     optimizers = optim.build(model, "muon", 3e-3, 1e-2, 0.1, torch.float32)
@@ -112,11 +113,12 @@ def _memory_of(stage: Stage, grad_checkpoint: bool) -> tuple:
     where = torch.arange(ids.numel(), device=stage.device)
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
-        with hardware.autocast(stage.device, dtype):
-            loss = model(ids, where, ids.flatten())
-        loss.backward()
+        with stage.flash():
+            with hardware.autocast(stage.device, dtype):
+                loss = model(ids, where, ids.flatten())
+            loss.backward()
         loss = None
-        peak = torch.cuda.max_memory_allocated()
+        peak = torch.cuda.max_memory_allocated() - base
         optimizers.step(0.0)  # 第二轮起优化器的状态也在
     forecast = memory.predict_peak(
         model.config,
@@ -135,6 +137,7 @@ def out_of_memory(stage: Stage) -> Outcome:
         "DTYPE": "fp32",
         "DROPOUT": 0.0,
         "TRAIN_ITER": stage.pick(16, 4),
+        "BATCH_SIZE": stage.pick(8, 32),  # 太小的微批次里，补齐的 logits 占大半，分了也省不下
         "RESUME": "off",
         "INIT": "random",
     }
