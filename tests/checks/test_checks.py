@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import checkpoint
 import config
@@ -25,6 +26,7 @@ from support.console import UserError
 from training import memory as prediction
 
 ROOT = Path(__file__).resolve().parents[2]
+README = {"GPT_DIM": 256, "GPT_HEAD": 8, "GPT_FF": 1024, "GPT_BLOCKS": 6, "BATCH_SIZE": 8}
 LINES = ("山里的雪落在旧屋檐上", "一只鸟在想方向", "河水慢慢流过黄昏", "灯下的人写完一封信")
 
 
@@ -231,6 +233,22 @@ def test_too_large_a_model_names_the_switch(settings, tmp_path, monkeypatch):
     card = next(found for found in findings(memory.check_memory, settings) if found.name == "显存")
     assert card.level == WARN and "放不下" in card.text
     assert "--GRAD_CHECKPOINT=on" in card.mend
+
+
+@pytest.mark.parametrize(("free", "level"), [((11.0, 9.0), OK), ((11.0, 0.5), BAD)])
+def test_w8_memory_is_what_is_free_on_the_fullest_card(
+    settings, tmp_path, monkeypatch, free, level
+):
+    """卡上别的程序占着的不能算；几张卡时看最挤的那张。"""
+    monkeypatch.setattr(prediction, "simulate", prediction.formula)  # 快
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    sizes = [(int(gib * prediction.GIB), 12 * prediction.GIB) for gib in free]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card: sizes[card])
+    vars(settings).update(README, DTYPE="fp32", DEVICE="auto", WORK_DIR=str(tmp_path))
+    monkeypatch.setattr(memory.hardware, "pick_device", lambda _: torch.device("cuda"))
+    card = next(found for found in findings(memory.check_memory, settings) if found.name == "显存")
+    assert card.level == level and f"{min(free):.1f} GB" in card.text
 
 
 # ── 产物 ──────────────────────────────────────────────────────────────
