@@ -145,6 +145,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert drift <= 1e-5, f"{name} 相差 {drift}"
 
 
+def begun_from(old: Path, folder: Path, data: Path) -> dict:
+    """从 old 里训练好的模型开始，掺一半旧诗的配置。"""
+    mixed = {"FROM": str(old / "muon_plain"), "REPLAY_DATA": str(data), "REPLAY_SHARE": 0.5}
+    return {**SMALL, **KINDS["muon_dropout"], **mixed, "WORK_DIR": work_dir(folder, data)}
+
+
 # ── 同一次训练 ────────────────────────────────────────────────────────
 
 
@@ -156,6 +162,8 @@ def single(tmp_path_factory, data) -> Path:
     for name, kind in KINDS.items():
         values = {**SMALL, **kind, "WORK_DIR": work_dir(folder / name, data)}
         assert ddp_worker.train({"values": values})["result"]["updates"] == 30
+    begun = ddp_worker.train({"values": begun_from(folder, folder / "begun", data)})
+    assert begun["result"]["updates"] == 30
     values = {**SMALL, **KINDS["muon_dropout"], "WORK_DIR": work_dir(folder / "half", data)}
     case = {"values": values, "stop_at": HALF}
     assert ddp_worker.train(case)["result"]["stopped"] == signal.SIGTERM
@@ -176,6 +184,7 @@ def pair(tmp_path_factory, data, single) -> tuple:
         values = {**dropout, "WORK_DIR": work_dir(folder / name, data)}
         cases.append({"name": name, "values": values, **options})
 
+    cases.append({"name": "begun", "values": begun_from(single, folder / "begun", data)})
     shutil.copytree(single / "half", folder / "resumed")
     cases.append({"name": "resumed", "values": {**dropout, "WORK_DIR": str(folder / "resumed")}})
     # 两台机器各有各的目录，检查点只在 1 号那里
@@ -200,6 +209,15 @@ def pair(tmp_path_factory, data, single) -> tuple:
 @pytest.mark.parametrize("name", KINDS)
 def test_two_processes_are_the_same_run(single, pair, name):
     assert_same_run(single / name, pair[0] / name)
+
+
+def test_two_processes_begin_from_a_model_with_old_poems(single, pair):
+    assert_same_run(single / "begun", pair[0] / "begun")
+    one, two = (
+        checkpoint.load(folder / "begun" / artefacts.CHECKPOINT) for folder in (single, pair[0])
+    )
+    assert two["best"]["val_bpc"] == pytest.approx(one["best"]["val_bpc"], rel=1e-6)
+    assert two["position"]["old_best"] == pytest.approx(one["position"]["old_best"], rel=1e-6)
 
 
 def test_four_processes_with_three_micro_batches(single, data, tmp_path):
