@@ -203,7 +203,7 @@ def load(path: Path) -> State:
     path = Path(path)
     sealed = _verify(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = files.read_tensors(path)
     except OSError as error:
         raise UserError(f"读不了 {path}：{error}") from error
     except Exception as error:  # torch.load 对坏文件抛的种类很多，都意味着不能用
@@ -385,7 +385,7 @@ def rebuild(state: State, device: str = "cpu") -> tuple:
     if state.get("quantized"):
         try:
             model = rebuild_int8(config, state, device)
-        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"检查点的 int8 权重与模型对不上：{error}") from error
     else:
         model = GPT(config)
@@ -396,7 +396,8 @@ def rebuild(state: State, device: str = "cpu") -> tuple:
 def rebuild_int8(config: GPTConfig, state: Model, device: str = "cpu") -> GPT:
     """量化检查点 → 模型：能用 int8 矩阵乘时权重保持 int8，否则还原成 fp32。
 
-    device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的）。
+    device: 模型将要放到的设备；权重与形状不符时抛出 RuntimeError（load_state_dict 的），
+    没有量化时抛出它或 ValueError。
     """
     model = GPT(config)
     ragged = any(each.shape[1] % int8.WIDTH for each in config.weights() if each.is_matrix)

@@ -49,12 +49,14 @@ def quantize_weights(weights: dict) -> dict:
 
 
 def restore_weights(weights: dict) -> dict:
-    """quantize_weights 的反向：全部还原成 fp32。"""
+    """quantize_weights 的反向：全部还原成 fp32；还有没量化的矩阵就不是它写的，抛 ValueError。"""
     found = {}
     for name, value in weights.items():
         if name.endswith(".codes"):
             stem = name[: -len(".codes")]
             found[stem + ".weight"] = restore(value, weights[stem + ".scale"])
+        elif value.dim() == 2:
+            raise ValueError(f"{name} 没有量化")
         elif not name.endswith(".scale"):
             found[name] = value
     return found

@@ -9,8 +9,9 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any, BinaryIO, Iterator
 
 from support import artefacts
 from support.console import UserError
@@ -170,6 +171,15 @@ def read_json(path: Path) -> Any:
         ) from error
     except RecursionError as error:
         raise UserError(f"{path} 的 JSON 嵌套太深，不是本项目的文件。") from error
+
+
+def read_tensors(source: Path | BinaryIO) -> Any:
+    """torch.save 写的普通类型与张量，放到内存里；不运行文件里的代码。"""
+    import torch
+
+    # torch 2.1 每读一次都要警告它自己用了旧的存储类；使用者没有什么可改的
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+    return torch.load(source, map_location="cpu", weights_only=True)
 
 
 def free_bytes(folder: Path) -> int:

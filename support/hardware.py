@@ -91,7 +91,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """DTYPE 配置 → 计算精度；auto 绝不失败。"""
+    """DTYPE 配置 → 计算精度；auto 绝不失败，写明的做不到抛 UserError。"""
     import torch
 
     if name == "auto":
@@ -100,6 +100,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             name = "bf16" if native_bf16(device) else half
         else:
             name = "bf16" if native_bf16(device) else "fp32"
+    if name == "fp16" and device.type == "cpu" and not hasattr(torch, "get_autocast_dtype"):
+        raise UserError(
+            f"CPU 上的 fp16 要 PyTorch 2.4 起，这里是 {torch.__version__}；请用 --DTYPE=fp32"
+        )
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 

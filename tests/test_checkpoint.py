@@ -31,6 +31,7 @@ def test_round_trip(saved):
     assert not model.training and tok.vocab_size == model.config.vocab_size
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch 2.1 自己的
 def test_file_is_plain_torch(saved):
     """别的程序用 torch.load(weights_only=True) 也能读，zip 工具也认得。"""
     path, state = saved
@@ -188,6 +189,12 @@ def test_wrong_types_are_a_message(saved, tmp_path, change):
     checkpoint.save(path, {**saved[1], **change})
     with pytest.raises(UserError):
         checkpoint.rebuild(checkpoint.load(path))
+
+
+def test_mark_without_int8_weights_is_a_message(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint.int8, "fast_problem", lambda: "测试")
+    with pytest.raises(UserError, match="没有量化"):
+        checkpoint.rebuild({**saved[1], "quantized": "int8"})
 
 
 def test_folder_for_a_file_names_the_model_in_it(saved):

@@ -23,10 +23,11 @@ from typing import Any, Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from support import hardware
+from support import files, hardware
 from support.console import UserError
 
 _PIECE = 1 << 26  # 传检查点时一段的字节数
+FAILURES = (RuntimeError, TimeoutError)  # 通信失败抛的；后一种是 torch 2.1 连不上 TCPStore 时的
 
 
 class LostPeer(UserError):
@@ -122,7 +123,7 @@ class Ranks:
         if self.store is None:
             return
         deadline = time.monotonic() + 5
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(*FAILURES):
             there = self.store.add("refused", 1)
             while self.rank == 0 and there < self.world_size and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -147,7 +148,7 @@ class Ranks:
                 world_size=self.world_size,
                 timeout=datetime.timedelta(minutes=self.minutes),
             )
-        except (RuntimeError, ValueError) as error:
+        except (*FAILURES, ValueError) as error:
             raise UserError(start_problem(error, backend, self.minutes)) from error
 
     def share(self, value: Any, source: int) -> Any:
@@ -172,7 +173,7 @@ class Ranks:
         if mine:
             return value
         whole = io.BytesIO(torch.cat(pieces).numpy().tobytes())
-        return torch.load(whole, map_location="cpu", weights_only=True)
+        return files.read_tensors(whole)
 
     def sum(self, values: list) -> list:
         """各进程同位置的数相加（float64）。"""
@@ -201,7 +202,7 @@ class Ranks:
         began = time.perf_counter()
         try:
             yield
-        except RuntimeError as error:
+        except FAILURES as error:
             known = self.world_size == 1 or hardware.is_out_of_memory(error)
             if known or not lost_peer(error):
                 raise
@@ -225,7 +226,7 @@ class Ranks:
                 self.store.set(key, "1")
                 return True
             self.store.wait([key], datetime.timedelta(seconds=2))
-        except RuntimeError:
+        except FAILURES:
             return True
         return False
 
@@ -256,7 +257,7 @@ class Ranks:
             return
         if self._lost and self.device.type == "cuda":
             return
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(*FAILURES):
             dist.destroy_process_group()
 
 

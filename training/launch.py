@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from support.console import UserError
-from training.distributed import Ranks, start_problem
+from training.distributed import FAILURES, Ranks, start_problem
 
 
 def drop_launcher_arguments(argv: list) -> list:
@@ -101,7 +101,7 @@ def start(resume: str, minutes: float) -> Ranks:
     set_threads()
     try:
         ranks.store = _meet(rank, world_size, datetime.timedelta(minutes=minutes))
-    except (RuntimeError, ValueError) as error:
+    except (*FAILURES, ValueError) as error:
         raise UserError(start_problem(error, "TCPStore", minutes)) from error
     return ranks
 

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import weakref
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable
 
@@ -24,6 +23,7 @@ from support import hardware
 from training import optim
 
 try:  # torch 的内部接口；哪天没有了就只用公式
+    from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
 except ImportError:
     TorchDispatchMode = object
@@ -112,17 +112,21 @@ def fits(size: int, gib: float = 8) -> bool:
 
 
 class _Meter(TorchDispatchMode):
-    """每个算子之后，把新出现的存储记到账上；存储被回收时销账。"""
+    """每个算子之后，把新出现的存储记到账上；被回收了的销账。
+
+    存储用 StorageWeakRef 认：torch 2.1 里，给存储的 Python 对象挂 weakref 的回调会让解释器崩溃。
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known = {}
+        self._known = {}  # StorageImpl 的地址 → (StorageWeakRef, 字节数)
 
     def __torch_dispatch__(
         self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        self._drop_freed()
         for value in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(value, torch.Tensor):
                 self._count(value.untyped_storage())
@@ -130,19 +134,19 @@ class _Meter(TorchDispatchMode):
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._known:
-            return
+        reference = StorageWeakRef(storage)
+        if reference.cdata not in self._known:
+            self._known[reference.cdata] = (reference, storage.nbytes())
+            self.live += storage.nbytes()
 
-        def gone(_: weakref.ref) -> None:
-            self.live -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.live += size
+    def _drop_freed(self) -> None:
+        freed = [key for key, (reference, _) in self._known.items() if reference.expired()]
+        for key in freed:
+            self.live -= self._known.pop(key)[1]
 
     def take_peak(self) -> int:
         """上次取过以来的峰值。"""
+        self._drop_freed()
         peak, self.peak = self.peak, self.live
         return peak
 

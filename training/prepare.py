@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -187,6 +188,8 @@ def compile_model(run: Run, schedule: Schedule) -> None:
         schedule.is_long(model.flops_per_token(), machine.device.type),
     )
     if machine.compiled:
+        # torch 2.1 导入编译器时警告它自己用了旧名字；使用者没有什么可改的
+        warnings.filterwarnings("ignore", r"'has_\w+' is deprecated", UserWarning)
         model.configure(compiled=True)
         _try_compile(run)
     tell_uneven_compiling(run)

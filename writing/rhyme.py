@@ -40,8 +40,8 @@ def group(char: str) -> str | None:
 
     没有安装 pypinyin 时抛出 UserError。
     """
-    bare = [mark for mark in _syllable(char) if mark not in _TONE_OF]
-    return _GROUP_OF.get(_final(unicodedata.normalize("NFC", "".join(bare))))
+    bare = "".join(mark for mark in _syllable(char) if mark not in _TONE_OF)
+    return _GROUP_OF.get(_final(unicodedata.normalize("NFC", bare))) if bare else None
 
 
 @functools.lru_cache(maxsize=None)

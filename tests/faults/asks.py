@@ -15,7 +15,7 @@ from poems import options
 from support.console import UserError
 from tests import server, tiny_model
 from tests.faults.hostile import JUNK
-from tests.faults.tally import FINE, TOLD, TRACE, WRONG, Tally, problem
+from tests.faults.tally import FINE, TOLD, TRACE, WRONG, Tally, problem, random_bytes
 from web import chat_api
 from writing.engine import Engine
 from writing.poet import Poet
@@ -68,7 +68,7 @@ def encode(asked: dict, rng: random.Random) -> bytes:
     data = json.dumps(asked, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
     if rng.random() < 0.2:
         place = rng.randrange(len(data))
-        data = data[:place] + rng.randbytes(rng.randrange(3)) + data[place + rng.randrange(3) :]
+        data = data[:place] + random_bytes(rng, rng.randrange(3)) + data[place + rng.randrange(3) :]
     return data
 
 

@@ -13,7 +13,7 @@ from poems import collection
 from support import artefacts, files
 from support.console import UserError
 from tests.faults import outcome
-from tests.faults.tally import FINE, TOLD, TRACE, WRONG, Tally, judge, problem
+from tests.faults.tally import FINE, TOLD, TRACE, WRONG, Tally, judge, problem, random_bytes
 from tests.faults.workshop import Workshop, run, swift
 from tokenizer import HFTokenizer
 from web import chat_api, live
@@ -94,9 +94,11 @@ def spoil(data: bytes, rng: random.Random) -> tuple:
     if how == "抹零":
         return f"{how} {place}+{size}", data[:place] + bytes(size) + data[place + size :]
     if how == "接上":
-        return f"{how} {size}", data + rng.randbytes(size)
+        return f"{how} {size}", data + random_bytes(rng, size)
     if how == "乱写":
-        return f"{how} {place}+{size}", data[:place] + rng.randbytes(size) + data[place + size :]
+        return f"{how} {place}+{size}", data[:place] + random_bytes(rng, size) + data[
+            place + size :
+        ]
     other = rng.randrange(len(data) or 1)
     return f"{how} {place}、{other}", data[:place] + data[other : other + size] + data[
         place + size :

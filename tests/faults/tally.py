@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 
@@ -17,6 +18,11 @@ BAD = (LOST, TRACE, WRONG)
 _SHOWN = 5  # 同一项里至多给出几个坏的例子
 _CHINESE = re.compile("[\u3400-\u9fff]")
 _TRACEBACK = "Traceback (most recent call last)"
+
+
+def random_bytes(rng: random.Random, count: int) -> bytes:
+    """同 Random.randbytes；那个 Python 3.9 才有。"""
+    return rng.getrandbits(8 * count).to_bytes(count, "little") if count else b""
 
 
 class Tally:

@@ -46,6 +46,7 @@ def test_any_poems_are_cleaned_or_refused(score, tmp_path):
 @pytest.mark.skipif(not CAN_FORK, reason="别的系统上一次要几秒，太慢")
 def test_a_slice_of_the_drill():
     """真的杀死、打断、坏磁盘、两个一起写；在自己的进程里，免得分出来的带着别的测试的线程。"""
+    pytest.importorskip("safetensors", reason="没有安装 safetensors，演习里有导出")
     options = ["--ONLY=kills,signals,disk,two,mistyped", "--TIMES=2", f"--SEED={SEED}"]
     command = [sys.executable, "-m", "tests.faults", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")

@@ -24,6 +24,19 @@ def loss_and_gradients(function: Callable, hidden: torch.Tensor, weight: torch.T
     return loss.detach(), hidden.grad, weight.grad
 
 
+def empty_autocast(dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=dtype):
+        pass
+
+
+def need(probe: Callable) -> None:
+    """旧的 PyTorch 在 CPU 上做不了 fp16 的这件事，就跳过。"""
+    try:
+        probe()
+    except RuntimeError as error:
+        pytest.skip(f"这个 PyTorch 的 CPU 上没有：{error}")
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_fused_cross_entropy_equals_torch(rows):
     torch.manual_seed(0)
@@ -39,11 +52,13 @@ def test_fused_cross_entropy_equals_torch(rows):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fused_cross_entropy_under_autocast(dtype):
     torch.manual_seed(0)
     hidden, weight = torch.randn(40, 16), torch.randn(97, 16)
     labels = torch.randint(0, 97, (40,))
+    need(lambda: empty_autocast(dtype))
     with torch.autocast("cpu", dtype=dtype):
         ours = loss_and_gradients(lambda h, w: linear_cross_entropy(h, w, labels), hidden, weight)
     exact = loss_and_gradients(
@@ -87,6 +102,7 @@ def test_fused_softmax_gives_the_loss_and_the_probabilities(dtype):
     logits = (4 * torch.randn(40, 301)).to(dtype)
     target = torch.randint(301, (40,))
     out = torch.empty_like(logits)
+    need(lambda: logits.softmax(-1))
     loss = fused_softmax(logits, target, out)
     exact = torch.nn.functional.cross_entropy(logits.double(), target, reduction="none")
     bound = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]

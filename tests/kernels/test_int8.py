@@ -30,6 +30,13 @@ def test_weights_survive_the_round_trip():
     assert small["norm.weight"] is weights["norm.weight"]
 
 
+def test_unquantized_matrix_is_refused():
+    """没有 int8 矩阵乘、在显卡上时走的就是这里：原样放过，标着 int8 的坏文件就认不出。"""
+    weights = checkpoint.weights_of(tiny_model.model(300))
+    with pytest.raises(ValueError, match="没有量化"):
+        int8.restore_weights(weights)
+
+
 def test_size():
     """README 大小的模型：连同分词器不超过 fp32 的 27%。"""
     weights = {"embed.weight": torch.zeros(2000, 256), "a.qkv.weight": torch.zeros(768, 256)}

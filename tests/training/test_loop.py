@@ -15,6 +15,7 @@ import torch
 import checkpoint
 import dataset
 from gpt import GPT
+from support import hardware
 from support.console import UserError
 from tests.small_run import ROOT, SMALL, build_data, quick, values, work_dir
 from training import batching, loop, prepare, runlog, validation
@@ -335,6 +336,8 @@ def test_fp16_overflow_halves_the_scale():
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
+    if dtype == "fp16" and not hasattr(torch, "get_autocast_dtype"):
+        pytest.skip("PyTorch 2.4 以前，CPU 上没有 fp16")
     folder = work_dir(tmp_path / "run", data)
     loop.train(values(folder, DTYPE=dtype, TRAIN_ITER=24))
     rows = log_rows(folder)
@@ -342,6 +345,12 @@ def test_low_precision_learns_on_the_same_path(tmp_path, data, dtype):
     state = checkpoint.load(folder / "checkpoint.bin")
     assert state["chosen"]["DTYPE"] == dtype
     assert all(value.dtype == torch.float32 for value in state["weights"].values())
+
+
+def test_fp16_on_an_old_cpu_torch_is_a_message(monkeypatch):
+    monkeypatch.delattr(torch, "get_autocast_dtype", raising=False)
+    with pytest.raises(UserError, match="--DTYPE=fp32"):
+        hardware.pick_dtype("fp16", torch.device("cpu"))
 
 
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path, data):

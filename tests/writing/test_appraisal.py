@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from writing import appraisal
 from writing.appraisal import Column
 from writing.measures import Figure
@@ -26,5 +28,6 @@ def test_record():
 
 
 def test_picture(tmp_path):
+    pytest.importorskip("matplotlib", reason="没有安装 matplotlib")
     assert appraisal.draw([MINE, HUMAN], tmp_path / "eval.png")
     assert (tmp_path / "eval.png").read_bytes()[:4] == b"\x89PNG"

@@ -45,8 +45,12 @@ def test_controls_are_kept(poet):
     assert [*found[:2], found[3]] == ["春花落", "夏雨来", "冬雪飞"]
     free = lines(rewrite.rewrite(poet, None, poem, 2, n=2, acrostic="春夏秋冬", seed=4))
     assert free[1][0] == "夏"
+
+
+def test_form_of_another_length_is_refused(poet):
+    pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
     with pytest.raises(UserError, match="五言律诗是 8 行"):
-        rewrite.rewrite(poet, "四季", poem, 2, form="五言律诗")
+        rewrite.rewrite(poet, "四季", "春花落\n夏雨来\n秋风起\n冬雪飞", 2, form="五言律诗")
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
