@@ -14,7 +14,7 @@ import torch
 Value = Union[float, Sequence[float], torch.Tensor]  # 一个数，或每行一个
 GREEDY = 1e-4  # 温度比它还低就是每步取最大：再除下去会溢出
 # 收尾的对数几率：平时略减（按模型自己的概率写，诗比人写的短），剩下 LANDING 个 token 起逐渐加
-LINGER, LANDING, LAND = -0.25, 80, 4.0
+LINGER, LANDING, LAND = -0.5, 80, 4.0
 
 
 def penalize_repeats(
