@@ -114,7 +114,8 @@ def fits(size: int, gib: float = 8) -> bool:
 class _Meter(TorchDispatchMode):
     """每个算子之后，把新出现的存储记到账上；被回收了的销账。
 
-    存储用 StorageWeakRef 认：torch 2.1 里，给存储的 Python 对象挂 weakref 的回调会让解释器崩溃。
+    存储用 StorageWeakRef 认：给它的 Python 对象挂 weakref 的回调，Python 3.8 + torch 2.1 上见过
+    解释器崩溃。
     """
 
     def __init__(self) -> None:
