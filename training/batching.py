@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 import numpy as np
 
@@ -73,9 +73,16 @@ class Batch:
     targets: np.ndarray
     tokens: int  # 不含填充的输入 token 数
     trained: int  # 要训练的 token 数
+    ready: tuple = (0, [])  # (分几份, 备好的各份)
+
+    def prepare(self, count: int, hold: Callable[[np.ndarray], Any]) -> None:
+        """先分好 count 份，各数组经过 hold（如放进锁页内存）；在后台做，取的时候不必等。"""
+        self.ready = count, [tuple(hold(array) for array in part) for part in self.parts(count)]
 
     def parts(self, count: int) -> list:
-        """按行分成至多 count 份 (inputs, where, labels)，每份都是 numpy 数组。"""
+        """按行分成至多 count 份 (inputs, where, labels)：备好的，否则现分成 numpy 数组。"""
+        if self.ready[0] == count:
+            return self.ready[1]
         rows = -(-len(self.inputs) // count)
         return [
             _part(self.inputs[start : start + rows], self.targets[start : start + rows])

@@ -14,7 +14,7 @@ import time
 from support import lock
 from support.console import UserError
 from training import launch, prepare, runlog
-from training.batching import Prefetcher
+from training.batching import Batch, Prefetcher
 from training.distributed import Ranks
 from training.keeper import Keeper, Records
 from training.run import Run
@@ -72,7 +72,13 @@ def fit(run: Run, schedule: Schedule, keeper: Keeper) -> dict:
 def _update_until_over(run: Run, schedule: Schedule, keeper: Keeper) -> None:
     first, last = run.position.update, run.settings.updates
     numbers = (number for update in range(first, last) for number in run.share(update))
-    with Prefetcher(run.corpus.batch, numbers) as feed:  # 后台按次序准备本进程的微批次
+
+    def prepared(number: int) -> Batch:
+        batch = run.corpus.batch(number)
+        batch.prepare(run.gradients.split, run.machine.hold)
+        return batch
+
+    with Prefetcher(prepared, numbers) as feed:  # 后台按次序准备本进程的微批次
         run.ranks.start_clock()
         while not schedule.is_over(run.position):
             row = one_update(run, schedule, feed)

@@ -72,9 +72,15 @@ class Machine:
     def autocast(self) -> AbstractContextManager:
         return hardware.autocast(self.device, self.dtype)
 
-    def tensor(self, array: np.ndarray) -> torch.Tensor:
-        """numpy 数组 → 设备上的张量。"""
+    def hold(self, array: np.ndarray) -> torch.Tensor:
+        """numpy 数组 → 主机上的张量；要搬上显卡的放进锁页内存，搬的时候不必等。"""
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        if self.device.type != "cuda":
+            return tensor
+        torch.cuda.set_device(self.device)  # 在后台的线程里：不要在 0 号卡上另开一份上下文
+        return tensor.pin_memory()
+
+    def tensor(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """numpy 数组或 hold 过的张量 → 设备上的张量。"""
+        held = array if isinstance(array, torch.Tensor) else self.hold(array)
+        return held.to(self.device, non_blocking=self.device.type == "cuda")

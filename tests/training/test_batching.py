@@ -33,3 +33,16 @@ def test_batch_targets_are_the_next_tokens():
     assert (batch.tokens, batch.trained) == (6, 5)
     parts = batch.parts(2)
     assert sum(len(part[2]) for part in parts) == 5 and len(parts) == 2
+
+
+def test_parts_made_ready_in_the_background_are_given_as_they_are():
+    batch = batching.assemble(
+        [(np.array([1, 5 + n, 6, 2]), np.ones(4, dtype=int)) for n in range(4)]
+    )
+    plain = batch.parts(2)
+    held = []
+    batch.prepare(2, lambda array: held.append(array) or array)
+    assert batch.parts(2) is batch.ready[1] and len(held) == 6
+    for ours, theirs in zip(batch.parts(2), plain):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+    assert len(batch.parts(4)) == 4  # 显存不够、分得更细时现分
