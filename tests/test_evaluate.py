@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -104,7 +105,9 @@ def test_sampler_sweep_and_picture(tmp_path):
     assert result["compared"] == columns[1] and set(result) > {"data", "validation"}
     low, high = result["validation"]["intervals"]["fluency"]
     assert low <= result["validation"]["fluency"] <= high
-    assert (tmp_path / "evaluate.png").is_file() and "sampler=readme temperature=0.5" in done.stdout
+    assert "sampler=readme temperature=0.5" in done.stdout
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "evaluate.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def run_group(folder: Path, cases: list, world: int) -> dict:
         )
         log.close()
     try:
-        codes = [process.wait(timeout=300) for process in group]
+        codes = [process.wait(timeout=1500) for process in group]
     finally:
         for process in group:
             process.kill()
@@ -488,7 +488,7 @@ def _launch(arguments):
         env=clean_env(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=300,
+        timeout=1500,
         encoding="utf-8",
         errors="replace",
     )
