@@ -78,7 +78,10 @@ class Machine:
         if self.device.type != "cuda":
             return tensor
         torch.cuda.set_device(self.device)  # 在后台的线程里：不要在 0 号卡上另开一份上下文
-        return tensor.pin_memory()
+        try:
+            return tensor.pin_memory()
+        except RuntimeError:  # 主机锁不下更多内存：照平常搬，只是要等
+            return tensor
 
     def tensor(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
         """numpy 数组或 hold 过的张量 → 设备上的张量。"""

@@ -372,3 +372,10 @@ def test_fp16_overflows_are_not_news(tmp_path, data, monkeypatch, capsys):
     run.stepper.scale.enabled, run.position.bad = False, 1
     loop.complain(run)
     assert capsys.readouterr().out.count("已跳过") == 2
+
+
+def test_memory_that_cannot_be_pinned_is_moved_as_usual(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", short_of_memory)
+    card = types.SimpleNamespace(device=CARD)
+    assert Machine.hold(card, torch.arange(3).numpy()).tolist() == [0, 1, 2]
