@@ -1,6 +1,7 @@
 """FROM 时自动定下的配置：接着一个练过的模型学自己的诗，遍数、步子、批次由诗有多少定。
 
-量出来的（docs/LOG.md“从已有的模型开始”）：诗少时一次更新要小，学习率要比从零训练低。
+量出来的（docs/LOG.md“从已有的模型开始”）：诗少时一次更新要小，学习率要比从零训练低得多：再高学不到
+更多，只多忘一些。
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from support.defaults import DEFAULTS
 
 FEW = 200_000  # 训练诗一遍不到这么多 token，算少
 SMALL_BATCH = 2  # 诗少时的 BATCH_SIZE
-SLOWER = 0.3  # 学习率是从零训练的几倍
+SLOWER = 0.15  # 学习率是从零训练的几倍
 PASSES, LEAST_PASSES = 3, 2  # 诗少时学几遍；多到 MANY 个 token 时只学几遍
 MANY = 2_000_000
 FILLED = 0.9  # 微批次大约填满这么多
+LEAST_UPDATES = 40  # 诗再少也更新这么多次
 
 
 def recipe(tokens: int, max_seq_len: int) -> dict:
@@ -20,7 +22,7 @@ def recipe(tokens: int, max_seq_len: int) -> dict:
     few = tokens < FEW
     rows = SMALL_BATCH if few else DEFAULTS["BATCH_SIZE"]
     per_pass = max(1.0, tokens / (FILLED * rows * max_seq_len))
-    count = max(8, round(passes(tokens) * per_pass))
+    count = max(LEAST_UPDATES, round(passes(tokens) * per_pass))
     every = max(1, count // 8)
     return {
         "TRAIN_ITER": count,
