@@ -251,7 +251,9 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     words = {404: "没有这个地址；接口都在 /v1 下面", 405: "这个地址不接受这种请求方法"}
-    return _problem(error.status_code, words.get(error.status_code, "请求有误"))
+    answer = _problem(error.status_code, words.get(error.status_code, "请求有误"))
+    answer.headers.update(error.headers or {})  # 405 要说接受哪些（Allow）
+    return answer
 
 
 async def _crash(request: Request, error: Exception) -> Response:

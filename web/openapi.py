@@ -140,7 +140,7 @@ _TITLE = _object("poem", poem=_POEM, n=_COUNT, model=_NAME)
 _REWRITE = _object(
     "poem line",
     poem=_POEM,
-    line={**_WHOLE, "description": "第几行，从 1 数，空行不算"},
+    line={**_WHOLE, "minimum": 1, "description": "第几行，从 1 数，空行不算"},
     title=_or_null({**_TEXT, "maxLength": chat_api.MAX_QUESTION}),
     n=_COUNT,
     model=_NAME,
