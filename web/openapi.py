@@ -127,8 +127,9 @@ _CHAT = _object(
     "messages",
     messages={
         "type": "array",
-        "minItems": 1,
-        "items": _object("role content", role={"enum": ["user"]}, content=_SAID),
+        "items": _object("role", role=_TEXT, content={}),
+        "contains": _object("role content", role={"const": "user"}, content=_SAID),
+        "description": "只读最后一条 user 的文字",
     },
     model=_NAME,
     stream=_FLAG,
