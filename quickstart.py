@@ -27,6 +27,7 @@ INSIDE = "--inside"  # 已经在备好的环境里
 MINE = ROOT / "quickstart_mine"
 HELD_BACK = 0.2  # 自己的诗里留这么多不学，用来看学得怎样
 COMPARED = 32  # 前后比较时各写几首
+OTHERS, OTHERS_COUNT = "others", 120  # 看忘了多少用的别的诗：自带的这么多首，一半验证
 
 PRESET = presets.PRESETS["own"].values  # 两核 CPU 上约两三分钟的小模型
 SAMPLING = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.15, "max_new_tokens": 240}
@@ -157,9 +158,12 @@ def learn_mine(poems: Path, base: Path) -> None:
     run_script("data_clean.py", words({**where, "RAW_DATA": poems}))
     print("\n【2/4】制作数据集，用那个模型的分词器（train_dataset_one.py）", flush=True)
     run_script("train_dataset_one.py", words({**where, "FROM": base, "VAL_SHARE": HELD_BACK}))
-    print("\n【3/4】接着练（train_gpt.py）", flush=True)
+    others = _other_poems(base)
+    print("\n【3/4】接着练（train_gpt.py）；“旧诗”是自带的别的诗，看忘了多少", flush=True)
     resume = "on" if _same_lesson(base) else "off"  # 诗或模型换了：旧产物改名留着，另起一次
-    run_script("train_gpt.py", words({**where, "FROM": base, "RESUME": resume}))
+    run_script(
+        "train_gpt.py", words({**where, "FROM": base, "RESUME": resume, "REPLAY_DATA": others})
+    )
     print("\n【4/4】前后并排（evaluate.py）", flush=True)
     both = f"{base},{learned}"
     run_script("evaluate.py", words({**where, "CHECKPOINT": both, "SAMPLES": COMPARED}))
@@ -173,6 +177,15 @@ def learn_mine(poems: Path, base: Path) -> None:
   {python} serve.py --WORK_DIR={MINE.name}                  打开写诗的网页
   {python} quickstart.py --POEMS={poems}     添了诗以后再学一遍（旧的改名留着）"""
     )
+
+
+def _other_poems(base: Path) -> Path:
+    """自带的一些诗做成的数据集，用那个模型的分词器；只用来验证，不混进训练。"""
+    folder = MINE / OTHERS
+    folder.mkdir(exist_ok=True)
+    files.write_json(folder / artefacts.POEMS, files.read_json(POEMS)[:OTHERS_COUNT])
+    run_script("train_dataset_one.py", words({"WORK_DIR": folder, "FROM": base, "VAL_SHARE": 0.5}))
+    return folder
 
 
 def _same_lesson(base: Path) -> bool:

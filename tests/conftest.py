@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -29,3 +31,11 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def no_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    """随附的模型当作没有：测试看的是没有模型时怎样；要它的测试自己放一个。"""
+    import checkpoint
+
+    monkeypatch.setattr(checkpoint, "BOX_FILE", ROOT / "nowhere" / "poem.bin")

@@ -43,6 +43,7 @@ def test_the_walk_ends_with_both_poems(mine, capfd):
     assert [column["checkpoint"].endswith("best_model.bin") for column in columns] == [False, True]
     assert columns[1]["bits_per_char"] < columns[0]["bits_per_char"]
     assert "── 原来的模型 ──" in out and "── 学过你的诗 ──" in out
+    assert "旧诗：" in out and "训练以前" in out  # 忘了多少
     first = checkpoint.load(quickstart.MINE / "best_model.bin")["weights"]
 
     quickstart.learn_mine(poems, base)  # 什么都没变：不再练

@@ -28,8 +28,11 @@ class Ornaments:
             return None
 
     def reopen(self, name: str, work: Callable[[Path], Any]) -> Any:
-        """接着写一份记录；它损坏了就改名留着，另起一份。"""
+        """接着写一份记录；它损坏了、不是普通文件，就改名留着，另起一份。"""
         path = self.folder / name
+        if path.exists() and not path.is_file():
+            self.say(f"警告：{name} 不是普通文件，不能接着写；训练不受影响。")
+            self.put_aside(name)
         try:
             return work(path)
         except ValueError as error:

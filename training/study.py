@@ -55,6 +55,10 @@ RECIPES = {
     "counted": {"INIT": "data"},
     "fast": {"LEARNING_RATE": 0.006, "MUON_LR": 0.02},
     "slow": {"LEARNING_RATE": 0.0015, "MUON_LR": 0.005},
+    "faster": {"LEARNING_RATE": 0.012, "MUON_LR": 0.04},
+    "half_batch": {"BATCH_SIZE": 4},
+    "quarter_batch": {"BATCH_SIZE": 2},
+    "taught0.5": {"taught": 0.5},
 }
 COLUMNS = (
     "recipe",

@@ -164,7 +164,8 @@ def scripts(shop: Workshop, tally: Tally, rng: random.Random) -> None:
     verdict, detail = judge(code, text, allowed=(0, 1))
     if verdict == TOLD:
         here = outcome.hashes(trial)
-        before.pop(artefacts.COPY_INDEX, None)  # 坏了就重建
+        for name in (artefacts.COPY_INDEX, artefacts.RUN_INFO):  # 坏了就重建；开训就换的计划
+            before.pop(name, None)
         lost = [name for name, mark in before.items() if mark not in here]
         if lost:
             verdict, detail = WRONG, f"说不能做，却动了 {'、'.join(lost)}：{text[-200:]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support import artefacts
 from tests.faults import outcome, sabotage
-from tests.faults.tally import FINE, LOST, TOLD, WRONG, Tally, judge
+from tests.faults.tally import FINE, LOST, TOLD, TRACE, WRONG, Tally, judge
 from tests.faults.workshop import CAN_FORK, KILLED, ROOT, Case, Process, Workshop, run, swift
 
 # 使用者的心血：换新的以后，旧的也要还在（改了名）
@@ -111,7 +111,10 @@ def signals(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> Non
         time.sleep(rng.uniform(0, 0.06 / count))
     code = process.wait()
     usual = (0, 128 + number) if name == "SIGINT" else (0, 128 + number, -number)
-    verdict, detail = judge(0 if code == -number else code, process.text(), usual)
+    text = process.text()
+    verdict, detail = judge(0 if code == -number else code, text, usual)
+    if verdict == TRACE and str(ROOT / case.words[0]) not in text:  # 脚本的第一行还没有运行
+        verdict, detail = FINE, ""
     detail = detail and f"{case.name} {count} 个 {name}，{wait:.3f} 秒后：{detail}"
     problem = after_kill(case, trial)
     if verdict in (TOLD, FINE) and problem:

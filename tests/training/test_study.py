@@ -13,8 +13,10 @@ import dataset
 from support import artefacts, files
 from support.console import UserError
 from tests.small_run import ROOT
-from training import proxy, study, verdict
+from training import prepare, proxy, study, verdict
+from training.distributed import Ranks
 from training.study import Recipe
+from training.trials import Average, TaughtGradients
 
 SHAPE = {
     "GPT_DIM": 16,
@@ -123,9 +125,28 @@ def test_every_trial_changes_the_outcome_and_only_as_much_as_it_is_strong(small,
         ]
 
     plain = last()
-    strength = 0.9 if name in ("noise", "average") else 9.0
-    assert last(**{name: 0.0}) == plain or name == "average"
+    strength = 0.9 if name in ("noise", "average", "taught") else 9.0
+    without = float(last(**{name: 0.0}))
+    assert without == pytest.approx(float(plain), abs=2e-4) or name == "average"
     assert last(**{name: strength}) != plain
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(small):
+    """全由老师教、与老师一样时，梯度是零；只看答案时，梯度与产品的相同。"""
+    plain_values = study.run_values(small, values(DROPOUT=0.0), Recipe("x", {}), 1)
+    run = prepare.open_run(plain_values, Ranks())
+    batches = [(0, run.corpus.batch(0))]
+    trained = run.corpus.size(range(1)).trained
+
+    def gradient(gradients):
+        gradients.compute(batches, trained, 1.0, run.stop)
+        return run.model.embed.weight.grad.clone()
+
+    plain = gradient(run.gradients)
+    alone = gradient(TaughtGradients(run, run.model, 0.0))
+    taught = gradient(TaughtGradients(run, run.model, 1.0))
+    torch.testing.assert_close(alone, plain, rtol=1e-4, atol=1e-6)
+    assert taught.abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_average_without_memory_is_the_last_weights(small):
@@ -198,10 +219,6 @@ def test_picture(tmp_path):
 
 def test_weights_come_back_after_scoring(small):
     """平均只在验证时换上。"""
-    from training import prepare
-    from training.distributed import Ranks
-    from training.trials import Average
-
     run = prepare.open_run(study.run_values(small, values(), Recipe("x", {}), 1), Ranks())
     trial = Average(0.9)
     run = trial.begin(run)
