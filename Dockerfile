@@ -1,7 +1,7 @@
 # 写诗的网页与接口。模型不在里面，运行时挂上：
 #   docker build -t poem .                          # 只用 CPU
 #   docker build -t poem --build-arg CUDA=cu128 .   # 有 NVIDIA 显卡；运行时加 --gpus all
-#   docker run --rm -p 8000:8000 -v "$PWD:/model:ro" poem --API_KEY=你的密钥
+#   docker run --rm -p 8000:8000 -v "${PWD}:/model:ro" poem --API_KEY=你的密钥
 FROM python:3.11-slim
 
 ARG CUDA=cpu

@@ -8,10 +8,10 @@ UTF-16、带 BOM 的文件（全部写法见 poems/sources.py 的表），说明
 
 from __future__ import annotations
 
-from support import console
+from support import console, interpreter
 
 if __name__ == "__main__":
-    console.quiet_imports()
+    interpreter.begin(("numpy", "tqdm"))
 
 import json
 import os

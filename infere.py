@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from support import console
+    from support import interpreter
 
-    console.quiet_imports()
+    interpreter.begin()
 
 import importlib.util
 import sys

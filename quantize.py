@@ -5,10 +5,10 @@ python quantize.py [--CHECKPOINT=…] [--OUT=…]，然后 python infere.py --CH
 
 from __future__ import annotations
 
-from support import console
+from support import console, interpreter
 
 if __name__ == "__main__":
-    console.quiet_imports()
+    interpreter.begin()
 
 import json
 from pathlib import Path

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from support import artefacts, bootstrap, console, files, presets
+from support import artefacts, bootstrap, console, files, interpreter, presets
 from support.console import UserError
 
 ROOT = Path(__file__).resolve().parent
@@ -130,7 +130,7 @@ def _final_bpc() -> float:
 
 
 def _next_commands() -> None:
-    python = Path(sys.executable)
+    python = interpreter.typed(Path(sys.executable))
     print(
         f"""
 接下来：
@@ -170,7 +170,7 @@ def learn_mine(poems: Path, base: Path) -> None:
     title, before, after = side_by_side(base, learned)
     print(f"\n题目：{title}\n\n── 原来的模型 ──\n{before}\n\n── 学过你的诗 ──\n{after}\n")
     print(f"用时：{console.duration(time.time() - began)}（不含安装）")
-    python = Path(sys.executable)
+    python = interpreter.typed(Path(sys.executable))
     print(
         f"""接下来：
   {python} infere.py --WORK_DIR={MINE.name}                 与它对话

@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-from support import console
+from support import console, interpreter
 
 if __name__ == "__main__":
-    console.quiet_imports()
+    interpreter.begin()
 
 import errno
 import functools

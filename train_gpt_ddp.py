@@ -6,10 +6,10 @@ python -m torch.distributed.launch 也可以；不经启动器直接运行就是
 
 from __future__ import annotations
 
-from support import console
+from support import console, interpreter
 
 if __name__ == "__main__":
-    console.quiet_imports()
+    interpreter.begin()
 
 import sys
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from checks.finding import BAD, OK, WARN, Finding, Findings, Settings
-from support.bootstrap import ROOT
+from support.interpreter import REQUIRED, ROOT
 
 
 def check_python(_: Settings) -> Findings:
@@ -48,7 +48,7 @@ def check_packages(_: Settings) -> Findings:
 
 def _broken_imports() -> str:
     """载入不了的第一个必需的包和原因；都好时为空串。"""
-    for name in ("torch", "tokenizers", "numpy", "tqdm"):
+    for name in REQUIRED:
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:

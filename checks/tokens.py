@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Union
 from checks import files
 from checks.finding import Settings
 from support import artefacts
-from support.bootstrap import ROOT
 from support.console import UserError
+from support.interpreter import ROOT
 
 if TYPE_CHECKING:
     from tokenizer import BPETokenizer, HFTokenizer

@@ -22,16 +22,15 @@ from typing import Sequence, Union
 
 from support import console, files, installing
 from support.console import UserError
+from support.interpreter import REQUIRED, ROOT, VENV, venv_python
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
 STAMP = "installed.json"  # 放在 .venv 里：装过的依赖的摘要
 LOG = "install.log"  # 也在 .venv 里：pip 说的话
 MIRROR = "https://pypi.tuna.tsinghua.edu.cn/simple"  # 默认索引两次不成时换它
 TORCH_INDEX = "https://download.pytorch.org/whl/"
 
 Requirement = Union[Path, str]  # 依赖文件，或一条依赖
-RUN_MODULES = ["torch", "tokenizers", "numpy", "tqdm"]
+RUN_MODULES = list(REQUIRED)
 
 
 def ensure_environment(
@@ -82,13 +81,6 @@ def missing_modules(python: Path, modules: Sequence[str]) -> list[str]:
     command = [str(python), "-c", code, *modules]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=str(ROOT))
     return result.stdout.decode().split()
-
-
-def venv_python(folder: Path) -> Path:
-    """虚拟环境里解释器的路径（Windows 与其他系统不同）。"""
-    if platform.system() == "Windows":
-        return folder / "Scripts" / "python.exe"
-    return folder / "bin" / "python"
 
 
 def _missing_here(modules: Sequence[str]) -> list[str]:

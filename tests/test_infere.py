@@ -554,16 +554,17 @@ def test_repl_survives_a_narrow_console(poet, folder):
     assert "输入：" in done.stdout.decode("gbk")
 
 
-def test_script_without_a_model(tmp_path):
+def test_script_without_its_model(tmp_path):
     done = subprocess.run(
-        [sys.executable, "infere.py", f"--WORK_DIR={tmp_path}"],
+        [sys.executable, "infere.py", f"--WORK_DIR={tmp_path}", "--CHECKPOINT=mine.bin"],
         capture_output=True,
         cwd=ROOT,
         encoding="utf-8",
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         check=False,
     )
-    assert done.returncode == 1 and "train_gpt" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "没有找到模型" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_line_missing_in_config_is_named(monkeypatch):

@@ -277,16 +277,25 @@ def test_llama_index(running):
         like.OpenAILike(model="gpt-4", **common).complete("春天")
 
 
-def test_litellm(running):
+def test_litellm(running, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # 否则一导入就去网上取价目
     litellm = pytest.importorskip("litellm", reason="没有安装 litellm")
     poet, url = running
-    answer = litellm.completion(
-        model=f"openai/{chat_api.MODEL_ID}",
-        api_base=url,
-        api_key="sk-x",
-        messages=[{"role": "user", "content": "春天"}],
-        seed=6,
-        max_tokens=20,
-    )
+    asked = {"messages": [{"role": "user", "content": "春天"}], "seed": 6, "max_tokens": 20}
+    common = {"model": f"openai/{chat_api.MODEL_ID}", "api_base": url, "api_key": "sk-x"}
+    common = {**common, **asked, "max_retries": 0}
+    answer = litellm.completion(**common)
     expected = alone(poet, "春天", seed=6, max_new_tokens=20)
     assert answer.choices[0].message.content == expected
+    assert answer.usage.completion_tokens > 0
+    stream = litellm.completion(**common, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected
+    assert asyncio.run(litellm.acompletion(**common)).choices[0].message.content == expected
+    lines = litellm.completion(**common, extra_body={"lines": 2}).choices[0].message.content
+    assert lines == alone(poet, "春天", seed=6, max_new_tokens=20, lines=2)
+    with pytest.raises(litellm.BadRequestError, match="temperature"):
+        litellm.completion(**common, temperature=9)
+    with pytest.raises(litellm.NotFoundError, match=chat_api.MODEL_ID):
+        litellm.completion(**{**common, "model": "openai/gpt-4"})
+    with pytest.raises(litellm.AuthenticationError):
+        litellm.completion(**{**common, "api_key": "sk-y"})
