@@ -7,19 +7,20 @@ generate  写诗：每秒 token 数、第一个 token 的毫秒数（1 首与 8 
 pairs     盲评的卷子：40 个题目，README 的抽样与 auto 各写一首，打乱；答案另存
 study     几种配方 × 几个种子，在少量的诗上各训练许多遍：表、图与 CSV（见 STUDY、RECIPES、SEEDS）
 curve     把 WORK_DIR 的训练收成一份参照的曲线（OUT，默认 docs/curves/WORK_DIR 的名字.csv）
-data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB（在临时目录里）
+data      数据：清洗、两种分词器、两种数据集，各步每秒多少首、多少 MB、峰值内存（在临时目录里）
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 import config
 from support import artefacts, console, files, hardware, threads
@@ -300,14 +301,16 @@ def data() -> dict:
         options += [f"--VOCAB_SIZE={config.VOCAB_SIZE}"]
         poems = 0
         for name, script, source in DATA_STEPS:
-            command = [sys.executable, str(root / script), *options]
-            began = time.perf_counter()
-            if subprocess.call(command, stdout=subprocess.DEVNULL):
+            spent = spend([sys.executable, str(root / script), *options])
+            if spent.failed:
                 raise UserError(f"{script} 没有成功，原因见上。")
-            seconds = time.perf_counter() - began
+            seconds = spent.seconds
             poems = poems or sum(1 for _ in collection.iter_poems(collection.find(folder)))
             size = _size(Path(folder) / source if source else raw) / 1e6
             result[f"{name}_seconds"] = round(seconds, 2)
+            if spent.peak_mb:
+                result[f"{name}_cpu_seconds"] = round(spent.cpu_seconds, 2)
+                result[f"{name}_peak_mb"] = round(spent.peak_mb)
             result[f"{name}_poems_per_s"] = round(poems / seconds, 1)
             result[f"{name}_mb_per_s"] = round(size / seconds, 3)
         began = time.perf_counter()
@@ -315,6 +318,27 @@ def data() -> dict:
         result["dataset_open_seconds"] = round(time.perf_counter() - began, 4)
     result.update(poems=poems, raw_mb=round(_size(raw) / 1e6, 1))
     return result
+
+
+class Spent(NamedTuple):
+    """一个子进程用了多少；系统不说的（Windows）是 0。"""
+
+    failed: bool
+    seconds: float
+    cpu_seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+def spend(command: list[str]) -> Spent:
+    """运行一个子进程，看它用了多少。"""
+    began = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    if not hasattr(os, "wait4"):
+        return Spent(child.wait() != 0, time.perf_counter() - began)
+    _, child.returncode, used = os.wait4(child.pid, 0)
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss：macOS 是字节，别处是 KiB
+    cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e6
+    return Spent(child.returncode != 0, time.perf_counter() - began, cpu, peak)
 
 
 def _size(path: Path) -> int:

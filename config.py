@@ -45,6 +45,7 @@ DROPOUT = "auto"  # 丢弃率：auto（不满两遍数据是 0，否则 0.1）�
 # ── 数据配置 ──────────────────────────────────────────────────────────
 MIN_CHARS = 10  # 清洗：正文少于这么多字的诗丢弃
 NEAR_COPY = 0.8  # 清洗：较短一首有这么大比例的三字片段也在另一首里，就算近似重复
+TOKENIZER_MB = 10.0  # 训练分词器：至多用诗集里均匀取出的这么多 MB（内存不到 1 GB）；0 = 全部
 VAL_SHARE = 0.02  # 验证集占比（至少一首）；0 = 直接在训练诗上验证
 SEED = 42  # 随机种子：划分、提示词、训练顺序、dropout 都由它决定
 PROMPT_SHARES = (  # train_dataset_all.py 的提示词比例（相对值）
@@ -161,6 +162,7 @@ _RANGES = {
     "DROPOUT": (0.0, 0.9, True),
     "MIN_CHARS": (1, 1 << 20, True),
     "NEAR_COPY": (0.1, 1.0, True),
+    "TOKENIZER_MB": (0.0, math.inf, True),
     "VAL_SHARE": (0.0, 0.5, True),
     "SEED": (0, (1 << 62), True),
     "PROMPTS_PER_POEM": (1, 9, True),
@@ -250,9 +252,8 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    lacking = missing()
-    if lacking:
-        _quit(lacking)
+    if missing():
+        _quit(missing())
     argv = sys.argv[1:] if argv is None else argv
     _forget()
     before = values()

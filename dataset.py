@@ -89,7 +89,7 @@ def _sides_before(path: Path, settings: building.Settings, digests: Iterable[int
         if same and not old.val_is_train:
             known = old.sides()
     known.pop(0, None)
-    return np.array([known.get(digest, 0) for digest in digests], dtype=np.uint8)
+    return np.fromiter((known.get(digest, 0) for digest in digests), dtype=np.uint8)
 
 
 def find_tokenizer(work_dir: str, choice: str = "auto") -> Path:

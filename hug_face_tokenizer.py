@@ -1,6 +1,7 @@
 """训练分词器（tokenizers 库）：WORK_DIR/all_poems.json → WORK_DIR/tokenizer_hug.json。
 
 在题目、作者、正文上训练字节级 BPE，词表大小 VOCAB_SIZE，特殊符号编号 0、1、2。
+诗集大过 TOKENIZER_MB 时只取其中均匀的一部分：内存与时间到此为止，不再随诗集长。
 先运行 data_clean.py；之后运行 train_dataset_one.py 或 train_dataset_all.py。
 """
 
@@ -12,6 +13,7 @@ if __name__ == "__main__":
     interpreter.begin(("tokenizers", "numpy", "tqdm"))
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -28,23 +30,31 @@ from support import artefacts, files, lock
 from support.console import UserError
 from tokenizer import BPETokenizer, HFTokenizer
 
-REPORT_BYTES = 8 << 20  # 小结最多看诗集里（均匀取的）这么多字节，免得久等
+REPORT_MB = 8  # 小结最多看诗集里均匀取的这么多 MB，免得久等
 
 
-def poem_texts(path: Path, on_read: Callable[[int], object] | None = None) -> Iterator[str]:
-    """逐首给出诗的题目、作者、正文；on_read(字节数) 供进度条用。
+def poem_texts(
+    path: Path, share: float = 1.0, on_read: Callable[[int], object] | None = None
+) -> Iterator[str]:
+    """逐首给出诗的题目、作者、正文；share 小于 1 时均匀地取这么大一部分，总有第一首。
 
-    不是合法的 JSON 或缺少字段时抛出 UserError。
+    on_read(字节数) 供进度条用；不是合法的 JSON 或缺少字段时抛出 UserError。
     """
-    for poem in collection.iter_poems(path, on_read):
-        yield from (poem["title"], poem["author"], chat_format.body(poem))
+    for number, poem in enumerate(collection.iter_poems(path, on_read)):
+        if math.ceil(number * share) < math.ceil((number + 1) * share):
+            yield from (poem["title"], poem["author"], chat_format.body(poem))
 
 
-def training_texts(path: Path) -> Iterator[str]:
+def share_for(path: Path, most_mb: float) -> float:
+    """从诗集里取多大一部分，才不超过 most_mb；0 是不限。"""
+    return min(1.0, most_mb * 1e6 / max(path.stat().st_size, 1)) if most_mb else 1.0
+
+
+def training_texts(path: Path, share: float = 1.0) -> Iterator[str]:
     """poem_texts，带读文件的进度条；一首诗也没有时抛出 UserError。"""
     found = 0
     with console.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
-        for text in poem_texts(path, bar.update):
+        for text in poem_texts(path, share, bar.update):
             found += bool(text)
             yield text
     if not found:
@@ -86,6 +96,14 @@ def _one_thread() -> Iterator[None]:
             os.environ[name] = before
 
 
+def announce(poems: Path, vocab_size: int) -> float:
+    """说在什么上训练，返回取诗集的多大一部分。"""
+    share = share_for(poems, config.TOKENIZER_MB)
+    part = f"均匀取出的 {share:.2%}（TOKENIZER_MB={config.TOKENIZER_MB:g}）" if share < 1 else ""
+    print(f"在 {poems} {part}上训练，词表 {vocab_size}…", flush=True)
+    return share
+
+
 def special_tokens() -> list[str]:
     """配置里的特殊符号，编号依次为 0、1、2；会与普通文字混淆时抛出 UserError。"""
     tokens = [config.PAD, config.IM_START, config.IM_END]
@@ -112,14 +130,13 @@ def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
 
 def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) -> None:
     """训练后的小结：词表、压缩率、切碎的字、最长的 token、用时。"""
-    every = poems.stat().st_size // REPORT_BYTES + 1
-    texts = (text for number, text in enumerate(poem_texts(poems)) if number // 3 % every == 0)
-    found = token_stats.report(made, texts)
+    share = share_for(poems, REPORT_MB)
+    found = token_stats.report(made, poem_texts(poems, share))
     size = f"词表：{found['vocab_size']} 个 token"
     if found["vocab_size"] < config.VOCAB_SIZE:
         size += f"（不到 VOCAB_SIZE={config.VOCAB_SIZE}：诗太少，再没有可以合并的了）"
     print(size)
-    sample = f"，取每 {every} 首中的 1 首" if every > 1 else ""
+    sample = f"，均匀取出的 {share:.2%}" if share < 1 else ""
     print(f"压缩：每个 token {found['chars_per_token']:.3f} 字（{found['chars']:,} 字{sample}）")
     print(f"切碎的字：{found['split_char_share']:.2%}；没用到的 token：{found['unused_tokens']}")
     print("最长的 token：" + " ".join(repr(text) for text in found["longest_tokens"][:6]))
@@ -132,8 +149,9 @@ def main() -> None:
     poems = collection.find_cleaned(config.WORK_DIR)
     special = special_tokens()
     with lock.writing(config.WORK_DIR):
-        print(f"在 {poems} 上训练，词表 {config.VOCAB_SIZE}（八万首诗约一分半钟）…", flush=True)
-        made = train(training_texts(poems), config.VOCAB_SIZE, special, sys.stderr.isatty())
+        share = announce(poems, config.VOCAB_SIZE)
+        texts = training_texts(poems, share)
+        made = train(texts, config.VOCAB_SIZE, special, sys.stderr.isatty())
         seconds = time.monotonic() - started
         save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))
     print_report(made, poems, seconds)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from typing import Iterable, Sequence
 
@@ -216,14 +217,14 @@ def part_keys(titles: Iterable[str], authors: Iterable[str]) -> np.ndarray:
 
     标题相同而都没有部分标记的（《无题》《春天》）不算同一首，key 为 0。
     """
-    keys, marked = [], set()
+    found, marks = array("Q"), bytearray()
     for title, author in zip(titles, authors):
         base = base_title(title)
-        key = title_key(base, author)
-        keys.append(key)
-        if base != _flat(title):
-            marked.add(key)
-    return np.array([key if key in marked else 0 for key in keys], dtype=np.uint64)
+        found.append(title_key(base, author))
+        marks.append(base != _flat(title))
+    keys = np.array(found, dtype=np.uint64)
+    marked = np.unique(keys[np.frombuffer(marks, dtype=bool)])
+    return np.where(np.isin(keys, marked), keys, np.uint64(0))
 
 
 def title_key(title: str, author: str) -> int:

@@ -23,6 +23,7 @@ DEFAULTS = {
     "DROPOUT": "auto",
     "MIN_CHARS": 10,
     "NEAR_COPY": 0.8,
+    "TOKENIZER_MB": 10.0,
     "VAL_SHARE": 0.02,
     "SEED": 42,
     "PROMPT_SHARES": "title=30,title_author=12,author=6,first_line=12,"

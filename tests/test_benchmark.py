@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -72,3 +73,12 @@ def test_llama_cpp_writes_the_same_tokens(small):
         )
         run(2, 12)
     assert seen[::2] == seen[1::2] == expected[20:]
+
+
+def test_what_a_child_process_took():
+    hungry = "x = b'1' * (200 << 20); print('子进程说的不显示')"
+    spent = benchmark.spend([sys.executable, "-c", hungry])
+    assert not spent.failed and spent.seconds > 0
+    if hasattr(os, "wait4"):
+        assert 200 < spent.peak_mb < 20_000 and spent.cpu_seconds > 0
+    assert benchmark.spend([sys.executable, "-c", "raise SystemExit(3)"]).failed

@@ -478,6 +478,33 @@ def test_indented_poems_are_read_too(tmp_path: Path) -> None:
     assert flat[:3] == ["看山", "甲", "看山看山\n又看水\n\n水里有山"]
 
 
+def test_a_share_of_the_poems_is_spread_evenly(tmp_path: Path) -> None:
+    poems = [{"title": str(number), "para": ["春"], "author": "甲"} for number in range(100)]
+    write_poems(tmp_path, json.dumps(poems))
+    path = tmp_path / "all_poems.json"
+    for share in (0.001, 0.1, 0.3, 0.75, 1.0):
+        found = [int(title) for title in list(hug_face_tokenizer.poem_texts(path, share))[::3]]
+        assert found[0] == 0 and len(found) == max(1, round(100 * share))
+        gaps = {second - first for first, second in zip(found, found[1:])}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+    size = path.stat().st_size / 1e6
+    assert hug_face_tokenizer.share_for(path, 0) == 1.0
+    assert hug_face_tokenizer.share_for(path, 10 * size) == 1.0
+    assert hug_face_tokenizer.share_for(path, size / 4) == pytest.approx(0.25)
+
+
+def test_a_large_corpus_is_sampled_by_both(tmp_path: Path) -> None:
+    """诗集大过 TOKENIZER_MB：说出取了多少，两种训练在同样的那一部分上，仍然相同。"""
+    write_poems(tmp_path, json.dumps(POEMS * 40))
+    size = (tmp_path / "all_poems.json").stat().st_size
+    for script in SCRIPTS:
+        result = run(script, tmp_path, "--VOCAB_SIZE=270", f"--TOKENIZER_MB={size / 2e6}")
+        assert result.returncode == 0, result.stderr
+        assert "均匀取出的 50.00%" in result.stdout
+    files = [(tmp_path / name).read_bytes() for name in SCRIPTS.values()]
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
     ("content", "words"),

@@ -9,7 +9,7 @@ import re
 import traceback
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, NamedTuple
 
-from web import chat_api, live, pages, poem_api
+from web import chat_api, live, openapi, pages, poem_api
 from web.chat_api import ApiError, Ask
 from web.cors import Cors
 from web.service import Job, Service
@@ -51,6 +51,7 @@ def make_app(service: Service, doors: Doors = LOCAL) -> Cors:
         Route("/train", _page("live.html")),
         Route("/health", web.health),
         Route("/info", web.info),
+        Route("/openapi.json", _manual),
         Route("/train.json", web.training),
         Route("/v1/models", web.models),
         Route("/v1/models/{name:path}", web.model),
@@ -250,11 +251,17 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     words = {404: "没有这个地址；接口都在 /v1 下面", 405: "这个地址不接受这种请求方法"}
-    return _problem(error.status_code, words.get(error.status_code, "请求有误"))
+    answer = _problem(error.status_code, words.get(error.status_code, "请求有误"))
+    answer.headers.update(error.headers or {})  # 405 要说接受哪些（Allow）
+    return answer
 
 
 async def _crash(request: Request, error: Exception) -> Response:
     return _problem(500, "服务内部出错，详情见服务端窗口")
+
+
+async def _manual(request: Request) -> Response:
+    return _answer(openapi.document())
 
 
 def _page(name: str) -> Handler:

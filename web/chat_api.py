@@ -70,7 +70,7 @@ _UNSUPPORTED = {
     "audio": "音频",
 }
 _TOKEN_LIMIT = 4096  # 更大的 max_tokens 按此值；上下文长度另有限制
-_MINUS_ONE = {"max_new_tokens": _TOKEN_LIMIT, "top_k": 0, "seed": None}  # -1：不限，或每次不同
+MINUS_ONE = {"max_new_tokens": _TOKEN_LIMIT, "top_k": 0, "seed": None}  # -1：不限，或每次不同
 
 
 def parse(raw: bytes) -> Ask:
@@ -172,8 +172,8 @@ def _value(body: dict, name: str, option: Option) -> object:
 
 def number_in(body: dict, name: str, option: Option) -> float | None:
     value, kind = body.get(name), option.kind
-    if option.name in _MINUS_ONE and value == -1:
-        value = _MINUS_ONE[option.name]
+    if option.name in MINUS_ONE and value == -1:
+        value = MINUS_ONE[option.name]
     if value is None:
         return None
     right = isinstance(value, int) or (

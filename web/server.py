@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from web import app
 from web.service import Service
@@ -15,36 +15,47 @@ if TYPE_CHECKING:
 
 HEAD_SECONDS = 30  # 请求头最多等多久
 GRACE_SECONDS = 25  # 被叫停后，写着的诗最多再写多久（docker、k8s 一般等 10 到 30 秒）
-BACKLOG = 128  # 一次最多接受多少个新连接
+_MOST_BACKLOG = 128  # 一次最多接受多少个新连接
+_BATCHES = 5  # 从接受到断开，事件循环要转几圈；每圈都可能又接受一批
 _SPARE_FILES = 64  # 留给模型、日志、训练页要读的文件
 _MOST_CONNECTIONS = 4096
 
 
-def most_connections() -> int:
-    """同时开着的连接的上限：总在文件描述符用完之前。"""
+class Room(NamedTuple):
+    """容得下多少连接：断开多出来的也要时间，总在文件描述符用完之前。"""
+
+    backlog: int  # 一次接受几个
+    connections: int  # 同时开着几个
+
+
+def room() -> Room:
+    """照系统许的文件描述符。"""
     try:
         import resource
     except ImportError:  # Windows
-        return 500
+        return Room(_MOST_BACKLOG, 500)
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return max(16, min(_MOST_CONNECTIONS, allowed - BACKLOG - _SPARE_FILES))
+        return Room(_MOST_BACKLOG, _MOST_CONNECTIONS)
+    backlog = max(4, min(_MOST_BACKLOG, allowed // 16))
+    left = allowed - _BATCHES * backlog - _SPARE_FILES
+    return Room(backlog, max(16, min(_MOST_CONNECTIONS, left)))
 
 
 def make_server(service: Service, doors: app.Doors = app.LOCAL, **options: Any) -> Server:
     """配好的 uvicorn 服务器；options 给 uvicorn.Config。"""
     import uvicorn
 
+    limits = room()
     usual = {"log_level": "warning", "timeout_graceful_shutdown": 3}
     config = uvicorn.Config(
         app.make_app(service, doors),
-        http=watched_protocol(HEAD_SECONDS, most_connections()),
+        http=watched_protocol(HEAD_SECONDS, limits.connections),
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        backlog=BACKLOG,
+        backlog=limits.backlog,
         **{**usual, **options},
     )
 

@@ -4,7 +4,7 @@
 恶意的；每个脚本的选项、接口与 chat() 的每个字段乱写；外来的诗乱拼。最后是一张表：试了几次，
 说明白几次，照常几次；丢失、回溯、悄悄错应当都是 0，有一个就以 1 退出。
 时间分给各项（给了 TIMES 就各做这么多次）。第 n 次尝试由（种子、项、n）决定，
-只有按时间杀死的时刻随机器快慢。
+只有按时间杀死的时刻随机器快慢。manual 要 pip install schemathesis，没有就不做。
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.faults import (  # noqa: E402
     foreign,
     hostile,
     kills,
+    manual,
     troubles,
 )
 from tests.faults.tally import Tally  # noqa: E402
@@ -53,6 +54,7 @@ SHARES = {
     "parse": 2,
     "chat": 4,
     "served": 6,
+    "manual": 6,
 }
 _STRIDE = 8  # 与步数互素：少做几次时也轮到各种脚本
 _FORKING = ("disk", "two", "scripts", "hostile", "mistyped", "commands")
@@ -70,6 +72,8 @@ def main() -> int:
     chosen = [name for name in given.ONLY.split(",") if name in SHARES]
     if not CAN_FORK:
         chosen = [name for name in chosen if name not in _FORKING]
+    if not manual.INSTALLED:
+        chosen = [name for name in chosen if name != "manual"]
     print(f"种子 {given.SEED}，{given.SECONDS:g} 秒：{'、'.join(chosen)}", flush=True)
     began, tally = time.monotonic(), Tally()
     try:
@@ -91,6 +95,10 @@ def campaign(shop: Workshop, tally: Tally, chosen: list, given: argparse.Namespa
         print(f"{name}（{share:.0f} 秒）", file=sys.stderr, flush=True)
         if name == "served":
             asks.Served(_folder(shop, name), tally).run(share, seed)
+            continue
+        if name == "manual":
+            number = random.Random(f"{seed} {name}").randrange(1 << 31)
+            manual.ask(_folder(shop, name), tally, share, number)
             continue
         one, number = deed(name, shop, tally), 0
         while _goes_on(number, given.TIMES, time.monotonic() - began, share):

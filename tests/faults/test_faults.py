@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.faults import asks, commands, foreign, tally
+from tests.faults import asks, commands, foreign, manual, tally
 from tests.faults.workshop import CAN_FORK, ROOT
 
 SEED = "suite"
@@ -41,6 +41,11 @@ def test_any_question_gets_a_poem_or_a_reason(score, tmp_path):
 
 def test_any_poems_are_cleaned_or_refused(score, tmp_path):
     many(foreign.Foreign(tmp_path, score).one, "foreign", 60)
+
+
+@pytest.mark.skipif(not manual.INSTALLED, reason="没有安装 schemathesis")
+def test_the_server_keeps_to_its_manual(score, tmp_path):
+    manual.ask(tmp_path, score, 5, 1)
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="别的系统上一次要几秒，太慢")

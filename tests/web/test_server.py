@@ -78,7 +78,7 @@ def test_a_slow_answer_is_not_a_slow_head(tmp_path, monkeypatch):
 
 
 def test_too_many_connections_cut_the_one_that_waits_longest(tmp_path, monkeypatch):
-    monkeypatch.setattr(web_server, "most_connections", lambda: 3)
+    monkeypatch.setattr(web_server, "room", lambda: web_server.Room(128, 3))
     engine = FakeEngine(step=threading.Semaphore(0))
     with server.running(server.service(engine, tmp_path)) as url:
         texts = []
@@ -103,7 +103,17 @@ def answers(url) -> bool:
 
 
 def test_connections_stay_below_the_descriptors():
-    assert 16 <= web_server.most_connections() <= 4096
+    assert 16 <= web_server.room().connections <= 4096
+
+
+@pytest.mark.parametrize("allowed", [128, 256, 1024, 4096, 1 << 20])
+def test_connections_being_dropped_count_too(monkeypatch, allowed):
+    """断开多出来的要转几圈事件循环，每圈又接受一批：加起来仍在文件描述符的上限之内。"""
+    resource = pytest.importorskip("resource", reason="Windows 没有 resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    found = web_server.room()
+    assert found.connections >= 16 and found.backlog >= 4
+    assert found.connections + 5 * found.backlog < allowed - 30
 
 
 # ── 叫停 ──────────────────────────────────────────────────────────────
