@@ -2,7 +2,8 @@
 
 一个参照是一个小 CSV：开头几行 “# 名字: 值” 说它是什么，下面是 tokens、loss（每 token）、
 val_bpc（每字）。
-挑参照看模型的参数与一遍的 token 数，两样都差不多才比；比验证的每字比特，还没有验证就比训练损失。
+挑参照看模型的参数、一遍与一次更新的 token 数，都差不多才比；比验证的每字比特，还没有验证就比
+训练损失。
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ NEAR = math.log(1.35)  # 参数、一遍的 token 数差到这个倍数以内，
 CLOSE = 0.1  # 差在这么多比特以内是正常
 MOST = 120  # 训练损失至多留这么多个点
 _NUMBERS = ("parameters", "pass_tokens", "plan_tokens")
+_UPDATE = "update_tokens"  # 一次更新多少 token：差得远时，同样的 token 数学到的不同
 _SMOOTH = 0.05  # 训练损失：前后这个比例的 token 之内取平均
 
 
@@ -33,7 +35,7 @@ class Reference(NamedTuple):
     """一次量过的训练。"""
 
     name: str
-    facts: dict  # 开头写的：preset、corpus、commit、machine、parameters、pass_tokens、plan_tokens
+    facts: dict  # 开头写的：preset、corpus、commit、machine 与 _NUMBERS、_UPDATE（0 = 不知道）
     loss: list  # [(token 数, 每 token 的损失), …]
     val: list  # [(token 数, 比特/字), …]
 
@@ -75,7 +77,7 @@ def load(path: Path) -> Reference:
             facts[name.strip()] = value.strip()
         else:
             table.append(line)
-    for name in _NUMBERS:
+    for name in (*_NUMBERS, _UPDATE):
         facts[name] = float(facts.get(name) or 0)
     return Reference(path.stem, facts, *curves(list(csv.DictReader(table))))
 
@@ -126,6 +128,7 @@ def collect(folder: Path, out: Path) -> dict:
     try:
         info = files.read_json(folder / artefacts.RUN_INFO)
         facts = {name: info[name] for name in ("preset", "documents", *_NUMBERS)}
+        facts[_UPDATE] = round(_update_tokens(info))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder} 里没有能收成参照的训练：{error!r}") from error
     machine = (
@@ -208,4 +211,18 @@ def for_run(info: dict[str, Any], folder: Path | None = None) -> Reference | Non
     if not isinstance(parameters, (int, float)):
         return None
     known = pass_tokens if isinstance(pass_tokens, (int, float)) else 0
-    return choose(load_all(folder), parameters, known)
+    update = _update_tokens(info)
+    return choose([r for r in load_all(folder) if _alike(r, update)], parameters, known)
+
+
+def _update_tokens(info: dict) -> float:
+    """run_info.json 里一次更新大约多少 token；不知道时为 0。"""
+    plan, updates = info.get("plan_tokens"), info.get("updates")
+    known = all(isinstance(each, (int, float)) and each > 0 for each in (plan, updates))
+    return plan / updates if known else 0.0
+
+
+def _alike(found: Reference, update: float) -> bool:
+    """一次更新的大小差不多，或有一边不知道。"""
+    theirs = found.facts[_UPDATE]
+    return not (theirs and update) or abs(math.log(theirs / update)) <= NEAR

@@ -34,6 +34,7 @@ def info(folder, **changes):
         "documents": 300,
         "pass_tokens": 50_000,
         "plan_tokens": 40_000,
+        "updates": 40,
         "preset": "own",
         "device": "cpu",
         "dtype": "fp32",
@@ -87,6 +88,9 @@ def test_only_a_similar_run_is_chosen(known):
     assert reference.for_run(like) == known
     assert reference.for_run({**like, "parameters": 11_000_000}) is None
     assert reference.for_run({**like, "pass_tokens": 12_000_000}) is None
+    assert reference.for_run({**like, "plan_tokens": 90_000, "updates": 90}) == known
+    larger = {**like, "plan_tokens": 90_000, "updates": 9}  # 一次更新大得多：同样的 token 数学得慢
+    assert reference.for_run(larger) is None
     assert reference.for_run({"parameters": 1_000_000}) == known  # 早先的 run_info.json
     assert reference.for_run({}) is None
 
