@@ -129,6 +129,8 @@ class Records(Keeper):
         """说开场的话；上次停在边界上的，先把那里的事做完。"""
         if not self.run.position.update:
             self.run.position.old_before = validation.of_old_poems(self.run)
+            if self.run.settings.from_:
+                self.run.position.from_bpc = validation.bits_per_char(self.run)
         if self.run.ranks.is_main:
             info = self.reporter.announce()
             path = self.run.folder / artefacts.RUN_INFO

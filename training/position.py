@@ -26,6 +26,7 @@ class Position:
     skipped: int = 0
     pending: dict | None = None  # 更新已做、边界上的事（验证、写诗、记录）还没做完的那一行
     best: Best = field(default_factory=Best)
+    from_bpc: float | None = None  # FROM 的模型训练以前的验证；从零训练没有
     old_before: float | None = None  # 训练以前旧诗的验证；没有给 REPLAY_DATA 时没有
     old_best: float | None = None  # 最佳那一次旧诗的验证
 

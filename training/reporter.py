@@ -75,6 +75,8 @@ class Reporter:
         if corpus.old is not None:
             lines.append(self._old_poems())
         lines += run.remarks
+        if run.position.from_bpc is not None:
+            lines.append(f"起点的模型在验证诗上：{run.position.from_bpc:.3f} 比特/字")
         if run.resumed:
             lines.append(f"续训：从第 {run.position.update} 次更新接着来")
             lines += [f"  改了配置 {change}" for change in run.taken_over]
@@ -158,7 +160,7 @@ class Reporter:
         run.voice.say(
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
-            f"{_old_scores(here)}"
+            f"{_no_gain(here)}{_old_scores(here)}"
             f"{self._overfit_message() + chr(10) if self._overfitting() else ''}"
             f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
             "python evaluate.py 评测" + run.ranks.report() + run.machine.peak_report()
@@ -177,6 +179,16 @@ class Reporter:
             f"要延长：加大 TRAIN_ITER，例如 --TRAIN_ITER={run.settings.train_iter * 2}；"
             "要重新开始：--RESUME=off" + "".join(f"\n{remark}" for remark in run.remarks)
         )
+
+
+def _no_gain(here: Position) -> str:
+    """学过自己的诗以后没有比起点的模型好（一行）；好了、从零训练时为空。"""
+    if here.from_bpc is None or here.best.val_bpc < here.from_bpc:
+        return ""
+    return (
+        f"没有比起点的模型（{here.from_bpc:.3f}）好：它多半已经会写这样的诗。"
+        "接着用原来的，或把 LEARNING_RATE、MUON_LR 再降到几分之一试一次。\n"
+    )
 
 
 def _old_scores(here: Position) -> str:

@@ -105,6 +105,18 @@ def test_resumed_run_is_the_same_run(tmp_path, data, trained, monkeypatch, capsy
     assert [bool(row[runlog.OLD_BPC]) for row in rows] == [bool(row["val_bpc"]) for row in rows]
 
 
+def test_a_run_that_is_no_better_than_its_beginning_says_so(tmp_path, data, trained, capsys):
+    options = {"FROM": str(trained), "TRAIN_ITER": 2}
+    folder = work_dir(tmp_path / "worse", data)
+    loop.train(values(folder, **options, LEARNING_RATE=0.3, MUON_LR=0.3))
+    text = capsys.readouterr().out
+    before = checkpoint.load(folder / "checkpoint.bin")["position"]["from_bpc"]
+    assert f"起点的模型在验证诗上：{before:.3f} 比特/字" in text
+    assert f"没有比起点的模型（{before:.3f}）好" in text
+    loop.train(values(work_dir(tmp_path / "zero", data), TRAIN_ITER=2))
+    assert "起点的模型" not in capsys.readouterr().out
+
+
 def test_from_beside_a_checkpoint_is_not_read(tmp_path, data, trained, capsys):
     folder = work_dir(tmp_path / "new", data)
     shutil.copy(trained / "checkpoint.bin", folder)
