@@ -79,6 +79,11 @@ def _object(required: str, **properties: Schema) -> Schema:
     return {"type": "object", "required": required.split(), "properties": properties}
 
 
+def _whole(**properties: Schema) -> Schema:
+    """各项都有的一个对象。"""
+    return _object(" ".join(properties), **properties)
+
+
 def _or_null(*choices: Schema) -> Schema:
     return {"anyOf": [*choices, {"type": "null"}]}
 
@@ -116,7 +121,7 @@ def _options_schema() -> dict[str, Schema]:
     }
 
 
-_PART = _object("type text", type={"const": "text"}, text=_TEXT)
+_PART = _whole(type={"const": "text"}, text=_TEXT)
 _SAID: Schema = {"anyOf": [_TEXT, {"type": "array", "items": {"anyOf": [_TEXT, _PART]}}]}
 _STOP: Schema = {**_TEXT, "maxLength": chat_api.MAX_STOP_CHARS}
 _STOPS: Schema = {"type": "array", "items": _STOP, "maxItems": chat_api.MAX_STOPS}
@@ -150,29 +155,15 @@ _REWRITE = _object(
 
 # ── 回答的样子 ────────────────────────────────────────────────────────
 
-_PROBLEM = _object("message type param code", message=_TEXT, type=_TEXT, param=_NAME, code=_NAME)
-_ERROR = _object("error", error=_PROBLEM)
-_STATUS = _object("status", status={"enum": ["ok", "loading", "stopping"]})
-_MODEL = _object(
-    "id object created owned_by",
-    id=_TEXT,
-    object={"const": "model"},
-    created=_WHOLE,
-    owned_by=_TEXT,
-)
-_MODELS = _object("object data", object={"const": "list"}, data={"type": "array", "items": _MODEL})
-_MESSAGE = _object("role content", role={"const": "assistant"}, content=_TEXT)
-_CHOICE = _object(
-    "index message finish_reason", index=_WHOLE, message=_MESSAGE, finish_reason=_TEXT
-)
-_USAGE = _object(
-    "prompt_tokens completion_tokens total_tokens",
-    prompt_tokens=_WHOLE,
-    completion_tokens=_WHOLE,
-    total_tokens=_WHOLE,
-)
-_COMPLETION = _object(
-    "id object created model choices usage",
+_PROBLEM = _whole(message=_TEXT, type=_TEXT, param=_NAME, code=_NAME)
+_ERROR = _whole(error=_PROBLEM)
+_STATUS = _whole(status={"enum": ["ok", "loading", "stopping"]})
+_MODEL = _whole(id=_TEXT, object={"const": "model"}, created=_WHOLE, owned_by=_TEXT)
+_MODELS = _whole(object={"const": "list"}, data={"type": "array", "items": _MODEL})
+_MESSAGE = _whole(role={"const": "assistant"}, content=_TEXT)
+_CHOICE = _whole(index=_WHOLE, message=_MESSAGE, finish_reason=_TEXT)
+_USAGE = _whole(prompt_tokens=_WHOLE, completion_tokens=_WHOLE, total_tokens=_WHOLE)
+_COMPLETION = _whole(
     id=_TEXT,
     object={"const": "chat.completion"},
     created=_WHOLE,
@@ -180,5 +171,5 @@ _COMPLETION = _object(
     choices={"type": "array", "items": _CHOICE},
     usage=_USAGE,
 )
-_REWRITTEN = _object("poem line text", poem=_TEXT, line=_WHOLE, text=_TEXT)
-_TITLES = _object("titles", titles={"type": "array", "items": _TEXT})
+_REWRITTEN = _whole(poem=_TEXT, line=_WHOLE, text=_TEXT)
+_TITLES = _whole(titles={"type": "array", "items": _TEXT})
