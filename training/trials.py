@@ -143,9 +143,10 @@ class TaughtGradients(Gradients):
     def backward(self, part: tuple, weight: float, seed: int) -> torch.Tensor:
         inputs, where, labels = (self.machine.tensor(array) for array in part)
         torch.manual_seed(seed)
-        with torch.no_grad():
-            taught = self._logits(self._teacher, inputs, where).softmax(-1)  # (n, V)
-        logits = self._logits(self.model, inputs, where)
+        with self.machine.autocast():
+            with torch.no_grad():
+                taught = self._logits(self._teacher, inputs, where).softmax(-1)  # (n, V)
+            logits = self._logits(self.model, inputs, where)
         hard = F.cross_entropy(logits, labels, reduction="sum")
         soft = F.cross_entropy(logits, taught, reduction="sum")
         ((hard + self._share * (soft - hard)) * weight).backward()
@@ -153,7 +154,8 @@ class TaughtGradients(Gradients):
 
     @staticmethod
     def _logits(model: GPT, inputs: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        return model.head(model.hidden(inputs).flatten(0, 1).index_select(0, where))  # (n, V)
+        hidden = model.hidden(inputs).flatten(0, 1).index_select(0, where)  # (B, T, C) -> (n, C)
+        return model.head(hidden).float()  # (n, V)
 
 
 class Taught(Trial):
