@@ -20,6 +20,7 @@ from training.run import Run
 from training.settings import FIXED, Settings
 
 _NOT_NAMED = ("WORK_DIR", "RESUME", "FROM")  # 与训练的内容无关，变了不必说
+_SECRET = ("API_KEY",)  # 检查点会送人，这些不进去
 
 
 class Newest(NamedTuple):
@@ -39,7 +40,7 @@ def state_of(run: Run, full: bool = True) -> dict:
         "weights": checkpoint.weights_of(run.model),
         "tokenizer": data.tokenizer_json,
         "prompt_kinds": list(data.prompt_kinds),
-        "config": dict(run.values),
+        "config": {name: value for name, value in run.values.items() if name not in _SECRET},
         "dataset": data.fingerprint,
         "replay": replayed(run.corpus),
         "chosen": run.machine.chosen(),

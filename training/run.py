@@ -21,7 +21,7 @@ from training.voice import Voice
 class Run:
     """prepare.open_run 造好它，loop 推着 position 往前走。"""
 
-    values: dict  # config.values()，原样存进检查点
+    values: dict  # config.values()，存进检查点，密钥除外
     settings: Settings
     folder: Path
     ranks: Ranks

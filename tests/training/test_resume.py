@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import checkpoint
 from support.console import UserError
 from tests.small_run import build_data, values
-from training import resume
+from training import loop, resume
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.settings import FIXED, Settings
@@ -52,6 +53,15 @@ def test_other_dataset_is_refused(corpus, tmp_path):
     model = (tmp_path / "best_model.bin").as_posix()
     assert f"--FROM={model} --RESUME=off" in str(caught.value)  # 接着学
     assert "从零开始：加 --RESUME=off" in str(caught.value)
+
+
+def test_a_model_to_share_carries_no_key(tmp_path):
+    build_data(tmp_path, count=20)
+    loop.train(values(tmp_path, TRAIN_ITER=2, ACCUM_STEPS=1, API_KEY="sk-nobody-may-see"))
+    for name in ("checkpoint.bin", "best_model.bin"):
+        assert "API_KEY" not in checkpoint.load(tmp_path / name)["config"]
+    again = values(tmp_path, TRAIN_ITER=3, ACCUM_STEPS=1, API_KEY="sk-other")
+    assert loop.train(again)["updates"] == 3
 
 
 def test_changes_are_named(tmp_path):
