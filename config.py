@@ -252,8 +252,8 @@ def load(doc: str | None, argv: list | None = None, positional: tuple = ()) -> l
     for stream in (sys.stdout, sys.stderr):  # 控制台不是 UTF-8 时，缺字显示为 ? 而不是崩溃
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    if missing():
-        _quit(missing())
+    if lacking := missing():
+        _quit(lacking)
     argv = sys.argv[1:] if argv is None else argv
     _forget()
     before = values()
