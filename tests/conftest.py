@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["POEM_CACHE"] = os.devnull  # 写诗不在后台编译，也不用这台机器上编好的
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 子进程也是：小模型用两个线程，机器一忙就慢百倍
 
 
