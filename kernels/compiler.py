@@ -1,4 +1,4 @@
-"""在使用者的机器上编译 native.cpp：有 C++ 编译器、处理器有 AVX2 就编，两三秒，编好的留着。
+"""在使用者的机器上编译这个文件夹里的 C++：有编译器、处理器有 AVX2 就编，两三秒，编好的留着。
 
 编不了、没有编好时一切照旧，只是慢一些。名字里有源代码的摘要，源代码改了就重编；放在使用者的缓存
 文件夹里，环境变量 POEM_CACHE 可以换地方。
@@ -21,7 +21,8 @@ import torch
 
 from support.console import UserError
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = tuple(map(Path(__file__).with_name, ("native.cpp", "picking.cpp")))
+_HEADER = Path(__file__).with_name("floats.h")
 PLACE = "POEM_CACHE"
 _FLAGS = ("-std=c++14", "-O3", "-fno-math-errno", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC")
 _THREADS = (("-fopenmp",), ())  # 没有 OpenMP 的编译器（macOS 自带的）只用一个线程
@@ -39,7 +40,8 @@ def folder() -> Path:
 
 def library_path() -> Path:
     """这一份源代码编成的库。"""
-    text = SOURCE.read_bytes() + " ".join(_FLAGS).encode()
+    texts = [path.read_bytes() for path in (*SOURCES, _HEADER)]
+    text = b"\0".join([*texts, " ".join(_FLAGS).encode()])
     return folder() / f"native-{hashlib.sha256(text).hexdigest()[:16]}.so"
 
 
@@ -109,7 +111,7 @@ def _build_quietly() -> None:
 
 def _compile(target: Path, extra: tuple) -> str:
     """编译到 target；返回编译器说的话。"""
-    command = [_compiler(), *_FLAGS, *extra, str(SOURCE), "-o", str(target)]
+    command = [_compiler(), *_FLAGS, *extra, *map(str, SOURCES), "-o", str(target)]
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,

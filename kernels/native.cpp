@@ -4,18 +4,13 @@
 // N 个 token 各有自己的缓存行与位置，预填（一行的许多位置）与同批的几首（许多行各一个位置）是同一件事。
 // 每个输出只由一个线程按固定的次序累加：结果与线程数、与同批的别人都无关。
 
-#include <cstdint>
-#include <cstring>
+#include <immintrin.h>
+
 #include <cmath>
 #include <memory>
 
-#include <immintrin.h>
+#include "floats.h"
 
-using Index = int64_t;
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-
-constexpr Index WIDE = 8;    // 一个寄存器放几个 fp32
 constexpr Index PANEL = 32;  // 权重按这么多个输出一组存放，组里输入在外、输出在内
 
 constexpr Index AHEAD = 2048;  // 提前这么多字节去取权重
@@ -35,20 +30,7 @@ struct Model {
     const Matrix* matrices;  // 每层 qkv、out、gate_up、down，最后是输出层
 };
 
-// ── 八个一组的算术 ───────────────────────────────────────────────────
-
-static inline Floats load(const float* from) {
-    Floats value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-static inline void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
-
-static inline float total(Floats value) {
-    return ((value[0] + value[4]) + (value[1] + value[5])) +
-           ((value[2] + value[6]) + (value[3] + value[7]));
-}
+// ── 矩阵乘 ───────────────────────────────────────────────────────────
 
 static inline Floats widen(const uint16_t* from) {
     return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
@@ -58,25 +40,6 @@ static inline Floats widen(const int8_t* from) {
     __m128i codes = _mm_loadl_epi64((const __m128i*)from);
     return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
 }
-
-// e 的 x 次方，相对误差约 1e-7：x = n·ln2 + r，r 的部分用多项式，2 的 n 次方直接写进指数位
-static inline Floats power(Floats x) {
-    x = x < -87.0f ? Floats{} - 87.0f : x;
-    x = x > 88.0f ? Floats{} + 88.0f : x;
-    Floats scaled = x * 1.44269504f + 12582912.0f;  // 加上 1.5·2^23，小数就舍掉了
-    Floats n = scaled - 12582912.0f;
-    Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Floats sum = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    sum = sum * r + 8.3334519073e-3f;
-    sum = sum * r + 4.1665795894e-2f;
-    sum = sum * r + 1.6666665459e-1f;
-    sum = sum * r + 5.0000001201e-1f;
-    sum = sum * (r * r) + r + 1.0f;
-    Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
-    return sum * (Floats)exponent;
-}
-
-// ── 矩阵乘 ───────────────────────────────────────────────────────────
 
 // ROWS 行输入乘一组权重：y[n] (+)= 组 @ x[n]；valid 是这一组里真有的输出（最后一组可能不满）
 template <int ROWS, class Weight>
@@ -105,11 +68,10 @@ static void tile(const Matrix& matrix, Index panel, const float* x, float* y, bo
 template <class Weight>
 static void rows_of(const Matrix& matrix, Index panel, const float* x, Index rows, float* y,
                     bool add) {
-    Index n = 0;
-    for (; rows - n >= 3; n += 3)  // 三行正好用满十六个寄存器
-        tile<3, Weight>(matrix, panel, x + n * matrix.inputs, y + n * matrix.outputs, add);
-    if (rows - n == 2) tile<2, Weight>(matrix, panel, x + n * matrix.inputs, y + n * matrix.outputs, add);
-    if (rows - n == 1) tile<1, Weight>(matrix, panel, x + n * matrix.inputs, y + n * matrix.outputs, add);
+    for (; rows >= 3; rows -= 3, x += 3 * matrix.inputs, y += 3 * matrix.outputs)
+        tile<3, Weight>(matrix, panel, x, y, add);  // 三行正好用满十六个寄存器
+    if (rows == 2) tile<2, Weight>(matrix, panel, x, y, add);
+    if (rows == 1) tile<1, Weight>(matrix, panel, x, y, add);
 }
 
 // 各线程分着算；要在并行区里调用。x (rows, in) -> y (rows, out)
@@ -150,28 +112,52 @@ static void rotate(float* x, const float* cos, const float* sin, Index size) {
     }
 }
 
+// 八个寄存器各自的和
+static inline Floats totals(const Floats* x) {
+    __m256 sums[4];
+    for (int i = 0; i < 4; i++) sums[i] = _mm256_hadd_ps((__m256)x[2 * i], (__m256)x[2 * i + 1]);
+    __m256 low = _mm256_hadd_ps(sums[0], sums[1]);
+    __m256 high = _mm256_hadd_ps(sums[2], sums[3]);
+    return (Floats)_mm256_permute2f128_ps(low, high, 0x20) +
+           (Floats)_mm256_permute2f128_ps(low, high, 0x31);
+}
+
+// y 的 PARTS·WIDE 个数：values 的各行照 weights 加起来
+template <int PARTS>
+static void blend(const float* values, const float* weights, Index count, Index size, float all,
+                  float* y) {
+    Floats sums[PARTS] = {};
+    for (Index i = 0; i < count; i++)
+        for (int part = 0; part < PARTS; part++)
+            sums[part] += load(values + i * size + part * WIDE) * weights[i];
+    for (int part = 0; part < PARTS; part++) store(y + part * WIDE, sums[part] / all);
+}
+
 // 一个头：q (D,) 看前 count 个键、值；weights 是可以写的 (count 补齐到 WIDE,)
 static void attend(const float* q, const float* keys, const float* values, Index count, Index size,
                    float* weights, float* y) {
-    float top = -3e38f, by = 1 / std::sqrt((float)size);
-    for (Index i = 0; i < count; i++) {
-        Floats sum = {};
-        for (Index j = 0; j < size; j += WIDE) sum += load(q + j) * load(keys + i * size + j);
-        weights[i] = total(sum) * by;
-        top = weights[i] > top ? weights[i] : top;
+    float by = 1 / std::sqrt((float)size), top = -3e38f;
+    for (Index i = 0; i < count; i += WIDE) {
+        Floats sums[WIDE] = {};
+        for (Index r = 0; r < WIDE; r++) {
+            const float* key = keys + (i + r < count ? i + r : i) * size;
+            for (Index j = 0; j < size; j += WIDE) sums[r] += load(q + j) * load(key + j);
+        }
+        store(weights + i, totals(sums) * by);
     }
     for (Index i = count; i % WIDE; i++) weights[i] = -3e38f;  // 补齐的没有份
+    for (Index i = 0; i < count; i++) top = weights[i] > top ? weights[i] : top;
     Floats all = {};
     for (Index i = 0; i < count; i += WIDE) {
         Floats found = power(load(weights + i) - top);
         store(weights + i, found);
         all += found;
     }
-    for (Index j = 0; j < size; j += WIDE) {
-        Floats sum = {};
-        for (Index i = 0; i < count; i++) sum += load(values + i * size + j) * weights[i];
-        store(y + j, sum / total(all));
-    }
+    float sum = total(all);
+    Index j = 0;
+    for (; size - j >= 4 * WIDE; j += 4 * WIDE)
+        blend<4>(values + j, weights, count, size, sum, y + j);
+    for (; j < size; j += WIDE) blend<1>(values + j, weights, count, size, sum, y + j);
 }
 
 // ── 一步 ─────────────────────────────────────────────────────────────
@@ -184,10 +170,9 @@ extern "C" void forward(const Model* given, float* x, Index count, const Index* 
     const Matrix& head = model.matrices[4 * model.layers];
     Index width = head.inputs, size = model.size, heads = model.heads, feed = model.feed;
     Index longest = (capacity + WIDE - 1) / WIDE * WIDE;
-    Index sizes[] = {count * width, count * 3 * width, count * 2 * feed, count * feed, heads * longest};
-    std::unique_ptr<float[]> memory(new float[sizes[0] + sizes[1] + sizes[2] + sizes[3] + sizes[4]]);
-    float *y = memory.get(), *qkv = y + sizes[0], *both = qkv + sizes[1], *mid = both + sizes[2];
-    float* weights = mid + sizes[3];
+    std::unique_ptr<float[]> memory(new float[count * (4 * width + 3 * feed) + heads * longest]);
+    float *y = memory.get(), *qkv = y + count * width, *both = qkv + count * 3 * width;
+    float *mid = both + count * 2 * feed, *weights = mid + count * feed;
 
 #pragma omp parallel num_threads(threads)
     {
@@ -199,7 +184,7 @@ extern "C" void forward(const Model* given, float* x, Index count, const Index* 
             product(matrix[0], y, count, qkv);
 #pragma omp for
             for (Index h = 0; h < heads; h++) {
-                for (Index n = 0; n < count; n++) {  // 先都存好：预填时后面的要看前面的
+                for (Index n = 0; n < count; n++) {  // 先都存好：后面的要看前面的
                     float *q = qkv + 3 * n * width + h * size, *k = q + width;
                     const float* turn = model.rope + (places[n] * model.layers + layer) * 4 * size;
                     Index at = ((lines[n] * heads + h) * capacity + places[n]) * size;

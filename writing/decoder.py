@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from gpt import ACTIVATION, GPT, Block, GPTConfig, RMSNorm, activate
 from kernels.native import Native, pack, shape_problem
+from kernels.picking import Picking
 from kernels.products import ModuleProduct, float_product, product_of
 from writing.graph import Step
 
@@ -95,10 +96,11 @@ class Decoder:
         self.eps = torch.tensor([config.norm_eps], device=self.device, dtype=dtype)
         self.static = self.device.type == "cuda" if static is None else static
         self.places = torch.arange(config.max_seq_len + _ALIGNED, device=self.device)
-        self.native = None
+        self.native = self.picking = None
         if library is not None and _fits(config):
             native = _native(library, model, self.rope)
-            self.native = native if self._agrees(native) else None
+            if self._agrees(native):
+                self.native, self.picking = native, Picking(library)
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
         """给 rows 行的缓存，容量默认 max_seq_len。"""
