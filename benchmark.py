@@ -82,27 +82,14 @@ def generate() -> dict:
 
     from kernels import compiler
     from kernels.products import half_problem
-    from writing import rivals
 
     device = hardware.pick_device(config.DEVICE)
+    hardware.keep_memory()  # 同写诗时
     model = random_model(device)
-    prompt = list(range(100, 100 + PROMPT_TOKENS))
     half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
-    library = compiler.pick(config.COMPILE, wait=True) if half else None
-    runners = {"": our_runner(model, device, half, library)}
-    if library:
-        runners["plain_"] = our_runner(model, device, half)
-    if half:
-        runners["fp32_"] = our_runner(model, device)
-    if device.type == "cpu":
-        runners["int8_"] = int8_runner(model, library)
-    runners["transformers_"] = rivals.transformers_runner(model, prompt)
-    if hardware.pick_dtype("auto", device) == torch.bfloat16:
-        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
-    if device.type == "cpu":
-        common = (model, prompt, config.sampling(), max(BATCHES))
-        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
-        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
+    native = config.DTYPE in ("auto", "fp16") and device.type == "cpu"  # 同 Poet.load
+    library = compiler.pick(config.COMPILE, wait=True) if native else None
+    runners = {**_our_runners(model, device, half, library), **_rival_runners(model, device)}
     result = {
         "device": device.type,
         "weights": "fp16" if half else "fp32",
@@ -129,6 +116,35 @@ def generate() -> dict:
     return result
 
 
+def _our_runners(
+    model: GPT, device: torch.device, half: bool, library: ctypes.CDLL | None
+) -> dict[str, Runner | None]:
+    runners = {"": our_runner(model, device, half, library)}
+    if library:
+        runners["plain_"] = our_runner(model, device, half)
+    if half:
+        runners["fp32_"] = our_runner(model, device)
+    if device.type == "cpu":
+        runners["int8_"] = int8_runner(model, library)
+    return runners
+
+
+def _rival_runners(model: GPT, device: torch.device) -> dict[str, Runner | None]:
+    import torch
+
+    from writing import rivals
+
+    prompt = list(range(100, 100 + PROMPT_TOKENS))
+    runners = {"transformers_": rivals.transformers_runner(model, prompt)}
+    if hardware.pick_dtype("auto", device) == torch.bfloat16:
+        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
+    if device.type == "cpu":
+        common = (model, prompt, config.sampling(), max(BATCHES))
+        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
+        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
+    return runners
+
+
 def random_model(device: torch.device) -> GPT:
     """config.py 形状、随机权重的模型。"""
     import torch
@@ -149,10 +165,12 @@ def our_runner(
 ) -> Runner:
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
     from poems.options import Options
+    from writing.pace import Paces
     from writing.poet import Poet
     from writing.request import Request
 
     poet = Poet(model, _PlainTokenizer(model.config.vocab_size), half=half, library=library)
+    poet.paces = Paces() if device.type == "cpu" else None  # 同 Poet.load
     prompt = list(range(100, 100 + PROMPT_TOKENS))
 
     def run(rows: int, count: int) -> None:

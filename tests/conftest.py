@@ -40,3 +40,15 @@ def no_box(monkeypatch: pytest.MonkeyPatch) -> None:
     import checkpoint
 
     monkeypatch.setattr(checkpoint, "BOX_FILE", ROOT / "nowhere" / "poem.bin")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """编译好的写诗的核；这台机器编不了就跳过。"""
+    from kernels import compiler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POEM_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        if compiler.problem():
+            pytest.skip(compiler.problem())
+        return compiler.pick("on")
