@@ -118,8 +118,9 @@ def _neighbours(
             some = at[start : start + _BATCH]
             likeness = likeness_of(rows[some], rows[some + step])
             good = likeness >= threshold
-            pairs = np.stack([numbers[some[good]], numbers[some[good] + step]], axis=1)
-            yield Pairs(pairs, likeness[good])
+            if good.any():
+                some, likeness = some[good], likeness[good]
+                yield Pairs(np.stack([numbers[some], numbers[some + step]], axis=1), likeness)
 
 
 def likeness_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Iterator
 
@@ -150,3 +151,26 @@ def test_split_groups_joins_parts_and_near_copies_only(shelf: Shelf) -> None:
         shelf.signatures(bodies), shelf.column(keys), shelf.column(marks, "uint8"), shelf.folder
     )
     assert dense(groups, len(poems)) == [0, 0, 2, 3, 4, 5, 5, 7, 7]
+
+
+def test_more_poems_take_no_more_memory(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """放不进内存的都在临时文件里：八倍的诗，同样的峰值。"""
+    monkeypatch.setattr(columns, "_HEAP", 2000)
+    monkeypatch.setattr(columns, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(near, "_WINDOW", 2000)
+
+    def peak(count: int) -> int:
+        signatures = Column("uint16", shelf.folder, dedup.HASHES)
+        shelf.stack.callback(signatures.close)
+        rows = np.random.default_rng(1).integers(0, 1 << 12, (400, dedup.HASHES))
+        for _ in range(count // 400):  # 每四百首与上四百首一样：桶里总有伙伴
+            signatures.extend(rows)
+            rows[:, 0] += 1
+        tracemalloc.start()
+        try:
+            near.near_pairs(signatures, 1.1, shelf.folder)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(16_000) < 1.5 * peak(2_000)
