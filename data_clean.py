@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ def collect(
     total = sum(file.size for file in found)
     with console.progress(total, "读取", unit="B", unit_scale=True) as bar:
         for file in found:
-            count, mark = len(index.offsets), None
+            count, mark = len(index), None
             try:
                 reading = sources.open_file(file, bar.update)
                 mark = report.mark() if reading.many else None
@@ -174,15 +173,14 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Rep
     report = Report()
     for name in skipped:
         report.skipped.add(os.path.splitext(name)[1].lower() or "无后缀", where=name)
-    with tempfile.TemporaryFile(dir=work_dir) as spill:
-        index = copies.Index(spill)
+    with copies.Index(work_dir) as index:
         collect(found, index, report, min_chars)
-        if not index.offsets:
+        if not len(index):
             raise UserError(_nothing_left(job.source, report))
-        copy_of, exact = copies.find_copies(index, near_copy)
+        alike = copies.find_copies(index, near_copy)
         previous, kept = _place_for_old(job, work_dir)
         with files.atomic_write(Path(work_dir) / artefacts.POEMS, "wb", previous) as file:
-            sha256 = copies.write_poems(index, copy_of, exact, file, report)
+            sha256 = copies.write_poems(index, alike, file, report)
             summary = report.to_dict(printable(str(job.source)), sha256)
             with files.atomic_write(Path(work_dir) / artefacts.CLEAN_REPORT) as report_file:
                 json.dump(summary, report_file, ensure_ascii=False, indent=1)

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
-import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 
 from poems import build as building
 from poems import collection, dedup
 from support import artefacts, console, container, files
+from support.columns import Column
 from support.console import UserError
 from tokenizer import HFTokenizer
 
@@ -62,34 +63,39 @@ def build(
         prompts_per_poem=prompts_per_poem if shares else 1,
         shares=shares,
     )
-    with tempfile.TemporaryFile(dir=out.parent) as names:
-        survey = building.survey(poems_path, names)
+    with contextlib.ExitStack() as stack:
+        survey = stack.enter_context(contextlib.closing(building.Survey(out.parent)))
+        building.survey(poems_path, survey)
         before = _sides_before(out, settings, survey.digests)
-        chars = np.array(survey.chars)
-        val = building.choose_val(survey.groups(), val_share, seed, chars, before)
+        val = building.choose_val(survey.groups(), val_share, seed, survey.chars, before)
         encoder = building.Encoder(tokenizer, settings, out.parent)
-        with contextlib.closing(encoder):
-            with console.progress(len(val), "编码") as bar:
-                for count in encoder.add_all(collection.iter_poems(poems_path), val):
-                    bar.update(count)
-            container.write(out, FILE, encoder.header(survey), encoder.pieces(survey))
+        stack.enter_context(contextlib.closing(encoder))
+        with console.progress(len(val), "编码") as bar:
+            for count in encoder.add_all(collection.iter_poems(poems_path), val):
+                bar.update(count)
+        container.write(out, FILE, encoder.header(survey), encoder.pieces(survey))
     return {
         **encoder.report(),
-        "kept_val": int((val & (before == building.VAL)).sum()),
+        "kept_val": 0 if before is None else int((val & (before == building.VAL)).sum()),
         "seconds": time.monotonic() - started,
         "bytes": out.stat().st_size,
     }
 
 
-def _sides_before(path: Path, settings: building.Settings, digests: Iterable[int]) -> np.ndarray:
-    """各诗在原来那份数据集的哪一边，uint8 (n,)；没有那份、读不了或划分的设置变了时全是 0。"""
-    known: dict[int, int] = {}
+def _sides_before(path: Path, settings: building.Settings, digests: Column) -> np.ndarray | None:
+    """各诗在原来那份数据集的哪一边，uint8 (n,)；没有那份、读不了或划分的设置变了时是 None。"""
     with contextlib.suppress(UserError, ValueError), load(path) as old:
         same = all(old.header.get(key) == getattr(settings, key) for key in ("seed", "val_share"))
         if same and not old.val_is_train:
-            known = old.sides()
-    known.pop(0, None)
-    return np.fromiter((known.get(digest, 0) for digest in digests), dtype=np.uint8)
+            known, sides = old.sides()
+            return np.concatenate([_look_up(block, known, sides) for block in digests.blocks()])
+    return None
+
+
+def _look_up(digests: np.ndarray, known: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """digests (n,) 各在哪一边，uint8 (n,)；known (k,) 升序、没有重复，不在里面的是 0。"""
+    place = np.searchsorted(known, digests).clip(max=len(known) - 1)
+    return np.where(known[place] == digests, sides[place], 0).astype(np.uint8)
 
 
 def find_tokenizer(work_dir: str, choice: str = "auto") -> Path:
@@ -219,14 +225,18 @@ class PoemDataset:
                 yield index, poem_id, "".join(parts)
                 parts = []
 
-    def sides(self) -> dict[int, int]:
-        """正文的摘要 → building.TRAIN 或 VAL；没有文字的诗记作 0。"""
-        tok, found = HFTokenizer.from_json(self.tokenizer_json), {}
-        for split, side in (("train", building.TRAIN), ("val", building.VAL)):
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """（正文的摘要 uint64 (n,)，升序；building.TRAIN 或 VAL uint8 (n,)）；没有文字的诗不算。"""
+        tok = HFTokenizer.from_json(self.tokenizer_json)
+        found, sides = array.array("Q", [0]), array.array("B", [0])  # 0：没有文字的
+        for split, side in (("val", building.VAL), ("train", building.TRAIN)):
             for _, _, body in self.bodies(split, tok):
                 normal = dedup.normal_form(body)
-                found[dedup.digest(normal) if normal else 0] = side
-        return found
+                if normal:
+                    found.append(dedup.digest(normal))
+                    sides.append(side)
+        known, first = np.unique(np.frombuffer(found, np.uint64), return_index=True)
+        return known, np.frombuffer(sides, np.uint8)[first]  # 两边都有的算验证诗
 
     def poem_info(self, poem_id: int) -> dict[str, str]:
         """诗的序号 → {"title", "author"}。"""

@@ -29,6 +29,10 @@ _NUMBER = r"(?:\d{1,4}\s*[.、．)）]\s*|第?[一二三四五六七八九十百
 _BOOK_MARKS = re.compile(rf"^\W{{0,2}}{_NUMBER}《(?P<title>[^》]{{1,40}})》\s*(?P<rest>.{{0,24}})$")
 _RULE = re.compile(r"^\s*(?P<mark>[=＝\-—–*＊_~～#·•+◆★☆─━])(?:\s*(?P=mark)){2,}\s*$")
 _HEADING = re.compile(r"^(?P<marks>#{1,6})\s+(?P<title>\S.*?)\s*#*$")
+_BOLD = re.compile(r"^(?P<mark>\*\*|__)(?P<title>[^*_]{1,30})(?P=mark)$")
+_NUMBERED = re.compile(
+    r"^(?P<number>\d{1,4})\s*[.、．)）]\s*(?P<title>[^\s，。！？；：,!?;:][^，。！？；：,!?;:]{0,23})$"
+)
 _NAME = r"[\u3400-\u9fff]{2,4}(?:[·・．][\u3400-\u9fff]{1,8})*"
 _DYNASTY = r"(?:[\[【（(〔][^\]】）)〕]{1,4}[\]】）)〕]\s*)?"
 _AUTHOR_LINE = re.compile(
@@ -184,6 +188,21 @@ def by_book_marks(lines: Lines) -> list[Block]:
     return _blocks(_split_at(lines, starts)) if len(starts) > 1 and starts[0] == 0 else []
 
 
+def by_numbers(lines: Lines) -> list[Block]:
+    """空一行之后单独成行的“1. 题目”“2. 题目”……从 1 数起，至少两首。"""
+    parts: list[Lines] = []
+    for before, line in zip(["", *lines], lines):
+        match = _NUMBERED.match(line.strip()) if not before.strip() else None
+        if match and int(match.group("number")) == len(parts) + 1:
+            parts.append([match.group("title")])
+        elif parts:
+            parts[-1].append(line)
+        else:
+            return []  # 第一首之前还有别的
+    parts = [*map(_trimmed, parts)]
+    return _blocks(parts) if len(parts) > 1 and all(len(part) > 1 for part in parts) else []
+
+
 def by_labels(lines: Lines) -> list[Block]:
     """“题目：…”打头的各段，至少两段。"""
     starts = [number for number, line in enumerate(lines) if _TITLE_LABEL.match(line)]
@@ -191,7 +210,15 @@ def by_labels(lines: Lines) -> list[Block]:
 
 
 def by_headings(lines: Lines) -> list[Block]:
-    """Markdown 的标题，一个标题一首；下面只有小标题的大标题像人名时是作者。"""
+    """Markdown 的标题，一个标题一首；下面只有小标题的大标题像人名时是作者。
+
+    没有标题时，单独成段的 **题目** 也算。
+    """
+    if not any(map(_HEADING.match, lines)):
+        lines = [
+            line if before.strip() else _BOLD.sub(r"# \g<title>", line)
+            for before, line in zip(["", *lines], lines)
+        ]
     starts = [number for number, line in enumerate(lines) if _HEADING.match(line)]
     if len(starts) < 2 or starts[0] != 0:
         return []

@@ -1,19 +1,21 @@
-"""重复的诗：能用的都放进索引（文字在临时文件里），找出谁被谁取代，写出留下的。"""
+"""重复的诗：能用的都放进索引（在临时文件里），找出谁被谁取代，写出留下的。"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from array import array
+import tempfile
 from collections import Counter
 from functools import lru_cache
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator, NamedTuple
 
 import numpy as np
 
-from poems import dedup, mend
+from poems import dedup, mend, near
 from poems.report import NEAR_COPY, Report
 from support import console
+from support.columns import Column, sharing
 
 EXACT_COPY = "与另一首完全相同"
 
@@ -23,18 +25,33 @@ _EXCERPT = 0.02  # 同一作者同一题目的，这么像就核对（节选可�
 
 
 class Index:
-    """留下的诗：文字在临时文件里，内存里每首只有约 170 字节。"""
+    """留下的诗，都在 folder 里的临时文件里，不占内存；用完请 close()，也可以用 with。"""
 
-    def __init__(self, spill: BinaryIO) -> None:
-        self.spill = spill  # 每行：出处 \t 记录的 JSON
-        self.offsets = array("Q")
-        self.lengths = array("I")  # 正文字数，含换行
-        self.anonymous = bytearray()
-        self.digests = array("Q")
-        self.title_keys = array("Q")
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = folder
+        self.spill = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - 每行：出处 \t 记录的 JSON
+        self.offsets = Column("uint64", folder)
+        self.lengths = Column("uint32", folder)  # 正文字数，含换行
+        self.anonymous = Column("uint8", folder)
+        self.digests = Column("uint64", folder)
+        self.title_keys = Column("uint64", folder)
+        self._signatures = Column("uint16", folder, dedup.HASHES)
         self._position = 0
         self._normals: list[str] = []
-        self._signatures: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """丢掉临时文件。"""
+        for file in (self.spill, self._signatures, *self._numbers()):
+            file.close()
 
     def add(self, where: str, poem: mend.Poem) -> None:
         """再放一首。"""
@@ -54,90 +71,90 @@ class Index:
 
     def forget(self, count: int) -> None:
         """只留前 count 首，后面的当作没有放过。"""
-        if count == len(self.offsets):
+        if count == len(self):
             return
-        self._position = self.offsets[count]
+        self._position = int(self.offsets.take(np.array([count]))[0])
         self.spill.seek(self._position)
         self.spill.truncate()
-        for numbers in (self.offsets, self.lengths, self.anonymous, self.digests, self.title_keys):
-            del numbers[count:]
-        signed = sum(map(len, self._signatures))
-        while signed > count:  # 已经算过签名的，整批整批地退
-            last = self._signatures.pop()
-            signed -= len(last)
-            if signed < count:
-                self._signatures.append(last[: count - signed])
-                signed = count
-        del self._normals[count - signed :]
+        for column in self._numbers():
+            column.truncate(count)
+        del self._normals[max(0, count - len(self._signatures)) :]
+        self._signatures.truncate(count)
 
-    def _sign(self) -> None:
-        self._signatures.append(dedup.signature(self._normals))
-        self._normals = []
-
-    def take_signatures(self) -> np.ndarray:
-        """uint16 (n, 64)，按加入的次序；只能取一次。"""
+    def signatures(self) -> Column:
+        """各首的签名 uint16 (n, 64)，按加入的次序。"""
         self._sign()
-        result = np.empty((len(self.offsets), dedup.HASHES), dtype=np.uint16)
-        end = len(result)
-        while self._signatures:
-            part = self._signatures.pop()
-            result[end - len(part) : end] = part
-            end -= len(part)
-        return result
+        return self._signatures
 
     def read(self, number: int) -> tuple[str, dict]:
         """第 number 首的（出处，记录）。"""
-        self.spill.seek(self.offsets[number])
+        self.spill.seek(int(self.offsets.take(np.array([number]))[0]))
         where, _, record = self.spill.readline().decode("utf-8").partition("\t")
         return where, json.loads(record)
+
+    def ranks(self, numbers: np.ndarray) -> np.ndarray:
+        """numbers (k,) 里谁最该留下：0 最该。较长的；一样长时作者已知的，再是号小的。"""
+        lengths = self.lengths.take(numbers).astype(np.int64)
+        order = np.lexsort((numbers, self.anonymous.take(numbers), -lengths))
+        ranks = np.empty(len(numbers), dtype=np.int64)
+        ranks[order] = np.arange(len(numbers))
+        return ranks
+
+    def _numbers(self) -> tuple[Column, ...]:
+        return (self.offsets, self.lengths, self.anonymous, self.digests, self.title_keys)
+
+    def _sign(self) -> None:
+        self._signatures.extend(dedup.signature(self._normals))
+        self._normals = []
 
 
 # ── 谁被谁取代 ────────────────────────────────────────────────────────
 
 
-def find_copies(index: Index, near_copy: float) -> tuple[np.ndarray, np.ndarray]:
-    """返回 copy_of int64 (n,)：被哪一首取代，-1 为留下；exact bool (n,)：是否完全相同。
+class Copies(NamedTuple):
+    """不留的诗，按号升序。"""
 
-    留较长的；一样长时留作者已知的，再留排在前面的。
-    """
-    count = len(index.offsets)
-    order = np.lexsort(
-        (
-            np.arange(count),
-            np.frombuffer(index.anonymous, dtype=np.uint8),
-            -np.array(index.lengths, dtype=np.int64),
-        )
+    numbers: np.ndarray  # int64 (k,)
+    targets: np.ndarray  # int64 (k,)，被哪一首取代
+    exact: np.ndarray  # bool (k,)，是否完全相同
+
+
+def find_copies(index: Index, near_copy: float) -> Copies:
+    """谁被谁取代。留较长的；一样长时留作者已知的，再留排在前面的。"""
+    exact = _exact_copies(index)
+    close = _near_copies(index, near_copy, np.array(sorted(exact), dtype=np.int64))
+    numbers = sorted({*exact, *close})
+    return Copies(
+        np.array(numbers, dtype=np.int64),
+        np.array([exact.get(number, close.get(number)) for number in numbers], dtype=np.int64),
+        np.array([number in exact for number in numbers], dtype=bool),
     )
-    rank = np.empty(count, dtype=np.int64)
-    rank[order] = np.arange(count)  # 0 最该留下
-    copy_of = _exact_copies(np.array(index.digests, dtype=np.uint64), rank)
-    exact = copy_of >= 0
-    _near_copies(index, near_copy, rank, copy_of)
-    return copy_of, exact
 
 
-def _exact_copies(digests: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """规范形式相同的诗，指向其中最该留下的一首。"""
-    copy_of = np.full(len(digests), -1, dtype=np.int64)
-    order = np.lexsort((rank, digests))
-    if not len(order):
-        return copy_of
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = digests[order][1:] != digests[order][:-1]
-    kept = order[first][np.cumsum(first) - 1]  # 各首所在一组的第一名
-    copy_of[order[~first]] = kept[~first]
-    return copy_of
+def _exact_copies(index: Index) -> dict[int, int]:
+    """规范形式相同的诗 → 其中最该留下的一首。"""
+    found = {}
+    for shared in sharing(near.numbered(index.digests.blocks()), len(index), index.folder):
+        numbers = shared["number"].astype(np.int64)
+        order = np.lexsort((index.ranks(numbers), shared["key"]))
+        keys, numbers = shared["key"][order], numbers[order]
+        first = np.r_[True, keys[1:] != keys[:-1]]
+        kept = numbers[first][np.cumsum(first) - 1]  # 各首所在一组的第一名
+        found.update(zip(numbers[~first].tolist(), kept[~first].tolist()))
+    return found
 
 
-def _near_copies(index: Index, near_copy: float, rank: np.ndarray, copy_of: np.ndarray) -> None:
-    """在还没有被取代的诗里找近似的，写进 copy_of。从最该留下的一首看起。"""
-    signatures = index.take_signatures()
-    keys = np.array(index.title_keys, dtype=np.uint64)
-    signatures[copy_of >= 0] = dedup.NOTHING
-    keys[copy_of >= 0] = 0
-    pairs, _ = dedup.near_pairs(signatures, _CANDIDATE)
-    pairs = np.concatenate([pairs, dedup.same_key_pairs(signatures, keys, _EXCERPT)])
-    likeness = dedup.likeness(signatures, pairs)
+def _near_copies(index: Index, near_copy: float, without: np.ndarray) -> dict[int, int]:
+    """在 without（升序）以外的诗里找近似的。从最该留下的一首看起。"""
+    signatures, folder = index.signatures(), index.folder
+    pairs = near.joined(
+        [
+            near.near_pairs(signatures, _CANDIDATE, folder, without),
+            near.same_key_pairs(signatures, index.title_keys, _EXCERPT, folder, without),
+        ]
+    )
+    members = np.unique(pairs.numbers)
+    rank = dict(zip(members.tolist(), index.ranks(members).tolist()))
     certain = (1 + near_copy) / 2  # 签名像到这个程度就不必逐字核对
 
     @lru_cache(maxsize=256)
@@ -146,25 +163,25 @@ def _near_copies(index: Index, near_copy: float, rank: np.ndarray, copy_of: np.n
         return dedup.shingles(dedup.normal_form("".join(record["para"])))
 
     better: dict[int, dict[int, float]] = {}  # 诗 → {比它更该留下的: 有多像}
-    for (first, second), like in zip(pairs.tolist(), likeness.tolist()):
+    for (first, second), like in zip(pairs.numbers.tolist(), pairs.likeness.tolist()):
         if rank[first] > rank[second]:
             first, second = second, first
         better.setdefault(second, {})[first] = like
-    for number in sorted(better, key=lambda item: rank[item]):
+    copy_of: dict[int, int] = {}
+    for number in sorted(better, key=rank.__getitem__):
         for other, like in sorted(better[number].items()):
-            target = other if copy_of[other] < 0 else int(copy_of[other])
+            target = copy_of.get(other, other)
             sure = target == other and like >= certain
             if sure or dedup.overlap(shingles(number), shingles(target)) >= near_copy:
                 copy_of[number] = target
                 break
+    return copy_of
 
 
 # ── 写出 ──────────────────────────────────────────────────────
 
 
-def write_poems(
-    index: Index, copy_of: np.ndarray, exact: np.ndarray, file: BinaryIO, report: Report
-) -> str:
+def write_poems(index: Index, found: Copies, file: BinaryIO, report: Report) -> str:
     """把留下的诗写成每行一条的 JSON 列表，返回内容的 sha256。"""
     checksum = hashlib.sha256()
 
@@ -172,20 +189,38 @@ def write_poems(
         checksum.update(text)
         file.write(text)
 
-    kept = np.flatnonzero(copy_of < 0)
-    report.lengths = np.array(index.lengths, dtype=np.int64)[kept]
-    for number in np.flatnonzero(copy_of >= 0).tolist():
-        _report_copy(index, number, int(copy_of[number]), bool(exact[number]), report)
+    _count_lengths(index, found.numbers, report)
+    for number, target, exact in zip(*(field.tolist() for field in found)):
+        _report_copy(index, number, target, exact, report)
     index.spill.seek(0)
     separator = b"[\n"
-    with console.progress(len(copy_of), "写出") as bar:
-        for target, line in zip(copy_of.tolist(), index.spill):
-            bar.update()
-            if target < 0:
-                write(separator + line.partition(b"\t")[2].rstrip(b"\n"))
-                separator = b",\n"
+    with console.progress(len(index), "写出") as bar:
+        for line in _kept(index.spill, found.numbers, bar):
+            write(separator + line.partition(b"\t")[2].rstrip(b"\n"))
+            separator = b",\n"
     write(b"\n]\n")
     return checksum.hexdigest()
+
+
+def _kept(spill: BinaryIO, dropped: np.ndarray, bar: Any) -> Iterator[bytes]:
+    """留下的各行。"""
+    waiting = iter(dropped.tolist())
+    next_dropped = next(waiting, -1)
+    for number, line in enumerate(spill):
+        bar.update()
+        if number == next_dropped:
+            next_dropped = next(waiting, -1)
+        else:
+            yield line
+
+
+def _count_lengths(index: Index, dropped: np.ndarray, report: Report) -> None:
+    """留下的诗各有几个字，记进 report。"""
+    start = 0
+    for block in index.lengths.blocks():
+        first, last = np.searchsorted(dropped, (start, start + len(block)))
+        report.count_lengths(np.delete(block, dropped[first:last] - start))
+        start += len(block)
 
 
 def _report_copy(index: Index, number: int, target: int, exact: bool, report: Report) -> None:

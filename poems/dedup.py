@@ -1,4 +1,4 @@
-"""找重复的诗：规范形式、MinHash 签名、近似对与分组。只用 numpy，不依赖项目里的其他模块。
+"""找重复的诗：规范形式、MinHash 签名、标题的部分标记。只用 numpy，不依赖项目里的其他模块。
 
 一首诗先化成“规范形式”（只留字母、数字与汉字），再切成三字片段；两首诗共有的片段越多越像。
 签名是 64 个 16 位的 MinHash（Broder 1997，"On the resemblance and containment of documents"）：
@@ -10,19 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from array import array
 from collections import Counter
-from typing import Iterable, Sequence
+from typing import Sequence
 
 import numpy as np
 
 SHINGLE = 3  # 片段的字数
 HASHES = 64  # 一个签名里 MinHash 的个数
 NOTHING = 0xFFFF  # 整行都是它的签名是“没有文字”，与谁都不像
-_BAND = 2  # 一个桶要求连续几个 MinHash 相同；2 个 × 32 桶：Jaccard 0.3 时找到的机会为 95%
-_REACH = 8  # 桶里每首诗只与其后这么多首配对，桶再大也不会成平方地增长
 _BATCH = 1 << 16  # 一批的片段数：让中间结果留在处理器缓存里
-_SPLIT_LIKENESS = 0.4  # 划分训练与验证时，签名有这么像就放在同一边
 
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -117,119 +113,18 @@ _XOR, _ODD = (
 _ODD |= np.uint32(1)
 
 
-# ── 近似对与分组 ──────────────────────────────────────────────────────
-
-
-def near_pairs(signatures: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """签名相同比例不低于 threshold 的诗对。
-
-    signatures: uint16 (n, 64)。返回 pairs int64 (m, 2)（每行小号在前，按行升序）与
-    likeness float32 (m,)。用局部敏感哈希找，threshold 低于 0.3 时会有遗漏。
-    """
-    keys = np.ascontiguousarray(signatures).view(f"<u{2 * _BAND}")  # (n, 64 / _BAND)
-    used = signatures.min(axis=1, initial=NOTHING) != NOTHING
-    found = [np.empty(0, dtype=np.int64)]
-    count = len(signatures)
-    for band in range(keys.shape[1]):
-        found.append(_alike(signatures, keys[:, band], used, _REACH, threshold))
-    packed = np.unique(np.concatenate(found))
-    pairs = np.stack([packed // max(count, 1), packed % max(count, 1)], axis=1)
-    return pairs, likeness(signatures, pairs)
-
-
-def same_key_pairs(
-    signatures: np.ndarray, keys: np.ndarray, threshold: float, reach: int = 64
-) -> np.ndarray:
-    """keys (n,) 相同、签名相同比例不低于 threshold 的诗对，int64 (m, 2)；key 为 0 的不算。"""
-    packed = np.unique(_alike(signatures, keys, keys != 0, reach, threshold))
-    count = max(len(signatures), 1)
-    return np.stack([packed // count, packed % count], axis=1)
-
-
-def _alike(
-    signatures: np.ndarray, keys: np.ndarray, used: np.ndarray, reach: int, threshold: float
-) -> np.ndarray:
-    """按 keys 分桶，桶内相距不超过 reach 的诗对里够像的，编成 小号 × n + 大号。"""
-    order = np.flatnonzero(used)
-    order = order[np.argsort(keys[order], kind="stable")]
-    ordered = keys[order]
-    found = [np.empty(0, dtype=np.int64)]
-    for step in range(1, reach + 1):
-        at = np.flatnonzero(ordered[step:] == ordered[:-step])
-        if not len(at):
-            break
-        pairs = np.stack([order[at], order[at + step]], axis=1)
-        pairs = pairs[likeness(signatures, pairs) >= threshold]
-        found.append(pairs[:, 0] * len(signatures) + pairs[:, 1])
-    return np.concatenate(found)
-
-
-def likeness(signatures: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """各对签名相同的比例，float32 (m,)：Jaccard 系数的估计，标准误不超过 0.0625。"""
-    result = np.empty(len(pairs), dtype=np.float32)
-    for start in range(0, len(pairs), _BATCH):
-        part = pairs[start : start + _BATCH]
-        same = signatures[part[:, 0]] == signatures[part[:, 1]]
-        result[start : start + _BATCH] = same.mean(axis=1)
-    return result
-
-
-def connected(count: int, pairs: np.ndarray) -> np.ndarray:
-    """并查集：pairs (m, 2) 连起来的放在一组，返回各项所在组里最小的编号，int64 (count,)。"""
-    groups = np.arange(count, dtype=np.int64)
-    if not len(pairs):
-        return groups
-    while True:
-        first, second = groups[pairs[:, 0]], groups[pairs[:, 1]]
-        if (first == second).all():
-            return groups
-        np.minimum.at(groups, np.maximum(first, second), np.minimum(first, second))
-        while True:  # 沿着指向走到根
-            above = groups[groups]
-            if (above == groups).all():
-                break
-            groups = above
-
-
-def near_groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """近似的诗放在一组，返回各诗的组号，int64 (n,)：组里最小的编号。"""
-    pairs, _ = near_pairs(signatures, threshold)
-    return connected(len(signatures), pairs)
-
-
-def split_groups(
-    titles: Iterable[str], authors: Iterable[str], signatures: np.ndarray
-) -> np.ndarray:
-    """不可分在训练与验证两边的诗放在一组：近似的诗，以及同一作者同一首诗的各部分。
-
-    titles、authors 可以是生成器，只留下每首 8 字节的摘要。返回组号 int64 (n,)。
-    """
-    keys = part_keys(titles, authors)
-    pairs, _ = near_pairs(signatures, _SPLIT_LIKENESS)
-    order = np.argsort(keys, kind="stable")
-    same = np.flatnonzero((keys[order][1:] == keys[order][:-1]) & (keys[order][1:] != 0))
-    parts = np.stack([order[same], order[same + 1]], axis=1)
-    return connected(len(signatures), np.concatenate([pairs, parts]))
-
-
-def part_keys(titles: Iterable[str], authors: Iterable[str]) -> np.ndarray:
-    """同一作者、同一首诗的各部分有同一个非零的 key，uint64 (n,)。
-
-    标题相同而都没有部分标记的（《无题》《春天》）不算同一首，key 为 0。
-    """
-    found, marks = array("Q"), bytearray()
-    for title, author in zip(titles, authors):
-        base = base_title(title)
-        found.append(title_key(base, author))
-        marks.append(base != _flat(title))
-    keys = np.array(found, dtype=np.uint64)
-    marked = np.unique(keys[np.frombuffer(marks, dtype=bool)])
-    return np.where(np.isin(keys, marked), keys, np.uint64(0))
+# ── 标题与作者 ────────────────────────────────────────────────────────
 
 
 def title_key(title: str, author: str) -> int:
     """（标题，作者）的 64 位摘要，不为 0。"""
     return digest(f"{normal_form(author)}\n{normal_form(title)}") or 1
+
+
+def part_key(title: str, author: str) -> tuple[int, bool]:
+    """（标题去掉部分标记，作者）的摘要，与标题里有没有部分标记：同一首诗的各部分摘要相同。"""
+    base = base_title(title)
+    return title_key(base, author), base != _flat(title)
 
 
 # ── 标题里的部分标记 ──────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, Iterable
@@ -63,7 +64,24 @@ class Report:
         self.doubts = Tally(FILES)  # 像是读错了的文件
         self.broken = Tally(FILES)  # 读不下去、整个没有用的文件
         self.skipped = Tally()
-        self.lengths = np.empty(0, dtype=np.int64)  # 留下的各首的字数
+        self.lengths = np.zeros(1, dtype=np.int64)  # 留下的诗：第 k 个是 k 个字的有几首
+
+    @property
+    def kept(self) -> int:
+        """留下几首。"""
+        return int(self.lengths.sum())
+
+    @property
+    def chars(self) -> int:
+        """留下的诗共几个字。"""
+        return int(self.lengths @ np.arange(len(self.lengths)))
+
+    def count_lengths(self, lengths: np.ndarray) -> None:
+        """再记下几首留下的诗，各有几个字。"""
+        longest = max(len(self.lengths), int(lengths.max(initial=0)) + 1)
+        grown = np.bincount(lengths.astype(np.int64), minlength=longest)
+        grown[: len(self.lengths)] += self.lengths
+        self.lengths = grown
 
     def to_dict(self, source: str, sha256: str) -> dict[str, Any]:
         """clean_report.json 的内容。"""
@@ -73,8 +91,8 @@ class Report:
             "output": {"file": artefacts.POEMS, "sha256": sha256},
             "files": self.files,
             "poems_read": self.read,
-            "poems_kept": len(self.lengths),
-            "chars_kept": int(self.lengths.sum()),
+            "poems_kept": self.kept,
+            "chars_kept": self.chars,
             "lengths": self._percentiles(),
             "dropped": self.dropped.to_list(),
             "mended": self.mended.to_list(),
@@ -94,17 +112,15 @@ class Report:
         self.read, self.dropped, self.mended = mark["read"], mark["dropped"], mark["mended"]
 
     def _percentiles(self) -> dict[str, int]:
-        if not len(self.lengths):
+        if not self.kept:
             return {}
-        points = np.percentile(self.lengths, [0, 5, 50, 95, 100])
-        names = ("min", "p5", "median", "p95", "max")
-        return {name: round(float(point)) for name, point in zip(names, points)}
+        points = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
+        return {name: round(percentile(self.lengths, q)) for name, q in points.items()}
 
     def text(self) -> str:
         """给人看的表。"""
         parts = [
-            f"读了 {self.files} 个文件、{self.read} 首；留下 {len(self.lengths)} 首，"
-            f"{int(self.lengths.sum())} 字。"
+            f"读了 {self.files} 个文件、{self.read} 首；留下 {self.kept} 首，{self.chars} 字。"
         ]
         for heading, tally, unit in (
             ("丢弃", self.dropped, "首"),
@@ -159,16 +175,25 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def draw_lengths(lengths: np.ndarray, path: Path) -> bool:
-    """字数分布图；没有 matplotlib 时返回 False。"""
+def percentile(counts: np.ndarray, q: float) -> float:
+    """第 q 百分位（同 np.percentile）；counts 的第 k 个是值为 k 的有几个。"""
+    ends = np.cumsum(counts)
+    place = q / 100 * (int(ends[-1]) - 1)
+    low, high = np.searchsorted(ends, (int(place), math.ceil(place)), side="right").tolist()
+    return low + (high - low) * (place - int(place))
+
+
+def draw_lengths(counts: np.ndarray, path: Path) -> bool:
+    """字数分布图，counts 见 Report.lengths；没有 matplotlib 时返回 False。"""
     pyplot = picture.setup_plot()
     if pyplot is None:
         return False
     text = picture.plot_text
-    top = max(float(np.percentile(lengths, 99)), 20.0)
+    top = max(percentile(counts, 99), 20.0)
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    axes.hist(np.minimum(lengths, top), bins=60, color="#4c72b0")
-    median = float(np.median(lengths))
+    present = np.flatnonzero(counts)
+    axes.hist(np.minimum(present, top), bins=60, weights=counts[present], color="#4c72b0")
+    median = percentile(counts, 50)
     axes.axvline(median, color="#c44e52", label=f"{text('中位数', 'median')} {median:.0f}")
     axes.set_xlabel(
         text("正文字数（最长的 1% 并入最后一格）", "characters (top 1% in the last bin)")

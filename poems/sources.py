@@ -327,6 +327,7 @@ LAYOUTS = (  # 从上到下，第一个合适的
     Layout("按 Markdown 标题切开", **_split_by(blocks.by_headings)),
     Layout("按分隔线切开", **_split_by(blocks.by_rules)),
     Layout("按《题目》切开", **_split_by(blocks.by_book_marks)),
+    Layout("按“1. 题目”切开", **_split_by(blocks.by_numbers)),
     Layout("按“题目：”切开", **_split_by(blocks.by_labels)),
     Layout("每行一首，题目:正文", **_split_by(blocks.by_lines)),
     Layout("按空行切开，每段以题目开头", **_split_by(blocks.by_gaps)),

@@ -13,18 +13,16 @@ import json
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, NamedTuple, Union
+from typing import Any, BinaryIO, Dict, Iterable, NamedTuple
 
 import numpy as np
 
 from support import files
 
-Source = Union[np.ndarray, BinaryIO]  # 数组，或从头读到尾的文件
 Header = Dict[str, Any]
 
 _HEAD = struct.Struct("<8sII")
 _ALIGN = 64
-_COPY = 1 << 22  # 拷贝时一段的字节数
 
 
 class Damaged(ValueError):
@@ -40,11 +38,11 @@ class Kind(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """要写的一个数组；几个来源首尾相接。"""
+    """要写的一个数组；几段首尾相接，写到才去取，只取一次。"""
 
     dtype: str
     length: int
-    sources: list[Source]
+    parts: Iterable[np.ndarray]
 
 
 def piece(array: np.ndarray) -> Piece:
@@ -68,27 +66,23 @@ def write(path: Path, kind: Kind, header: Header, pieces: dict[str, Piece]) -> N
     size = len(_head_bytes(kind, header))
     with files.atomic_write(path, "wb") as file:
         file.write(bytes(size))
-        for name, (_, _, sources) in pieces.items():
+        for name, (_, _, parts) in pieces.items():
             file.seek(size + table[name]["offset"])
-            table[name]["sha256"] = _copy(sources, file)
+            table[name]["sha256"] = _copy(parts, file)
         file.truncate(size + place)
         header["fingerprint"] = _fingerprint(header)
         file.seek(0)
         file.write(_head_bytes(kind, header))
 
 
-def _copy(sources: list[Source], file: BinaryIO) -> str:
-    """把各来源拷进 file，返回内容的 sha256。"""
+def _copy(parts: Iterable[np.ndarray], file: BinaryIO) -> str:
+    """把各段拷进 file，返回内容的 sha256。"""
     digest = hashlib.sha256()
-    for source in sources:
-        if isinstance(source, np.ndarray):
-            chunks = [memoryview(np.ascontiguousarray(source)).cast("B")] if len(source) else []
-        else:
-            source.seek(0)
-            chunks = iter(lambda source=source: source.read(_COPY), b"")
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
+    for part in parts:
+        if len(part):
+            data = memoryview(np.ascontiguousarray(part)).cast("B")
+            digest.update(data)
+            file.write(data)
     return digest.hexdigest()
 
 

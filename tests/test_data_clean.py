@@ -493,7 +493,7 @@ def test_mostly_alike_poems_are_spoken_of(raw: Path, work: Path, capsys) -> None
     (raw / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     data_clean.clean(str(raw), str(work), 2, 0.8)
     assert "--NEAR_COPY=1" in capsys.readouterr().out
-    assert len(data_clean.clean(str(raw), str(work), 2, 1.0).lengths) == 30
+    assert data_clean.clean(str(raw), str(work), 2, 1.0).kept == 30
     assert "--NEAR_COPY=1" not in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,8 @@ import dataset
 import tokenizer
 import train_dataset_one
 from poems import build as building
-from poems import chat_format, wording
+from poems import chat_format, near, wording
+from support import columns
 from support.console import UserError
 from tests import tiny_model, tiny_tokenizer
 
@@ -219,17 +221,40 @@ def test_mixed_prompts(mixed):
     assert set(mixed.prompt_kinds) == set(wording.KINDS)
 
 
+@pytest.fixture
+def choose_val(tmp_path):
+    """选验证诗：groups 是各诗的组号，组里最小的号；chars 是各诗的字数，默认都一样长。"""
+
+    def choose(groups, share, seed, chars=None, before=None):
+        column = columns.Column("int64", tmp_path)
+        column.extend(np.ones(len(groups)) if chars is None else np.array(chars))
+        links = [pair for pair in enumerate(groups) if pair[0] != pair[1]]
+        together = near.connected(np.array(links, dtype=np.int64).reshape(-1, 2))
+        with contextlib.closing(column):
+            return building.choose_val(together, share, seed, column, before)
+
+    return choose
+
+
 @pytest.mark.parametrize("share, count", [(0.0001, 1), (0.5, 10)])
-def test_share_of_validation_poems(share, count):
-    assert building.choose_val(np.arange(20), share, 1).sum() == count
+def test_share_of_validation_poems(choose_val, share, count):
+    assert choose_val(range(20), share, 1).sum() == count
 
 
-def test_one_group_cannot_be_split():
-    assert not building.choose_val(np.zeros(5, dtype=np.int64), 0.5, 1).any()
-    assert not building.choose_val(np.zeros(0, dtype=np.int64), 0.5, 1).any()
+def test_one_group_cannot_be_split(choose_val):
+    assert not choose_val([0] * 5, 0.5, 1).any()
+    assert not choose_val([], 0.5, 1).any()
     # 每组都比要的大时，取最小的一组
-    chosen = building.choose_val(np.array([0, 0, 0, 3, 3]), 0.01, 1)
+    chosen = choose_val([0, 0, 0, 3, 3], 0.01, 1)
     assert chosen.tolist() == [False, False, False, True, True]
+
+
+def test_validation_poems_stay_the_same_for_ever(choose_val):
+    """选法改了，以前的模型练过的诗就会跑到验证里来。"""
+    groups = [number - number % 3 if number % 7 == 0 else number for number in range(60)]
+    groups = [groups[group] for group in groups]
+    chosen = choose_val(groups, 0.2, 42, [10 + 7 * number % 13 for number in range(60)])
+    assert np.flatnonzero(chosen).tolist() == [4, 5, 18, 23, 27, 28, 31, 32, 37, 42, 45, 47]
 
 
 def test_no_validation_share_validates_on_training_poems(source, tok, tmp_path):
@@ -408,15 +433,15 @@ def test_a_long_poem_is_not_the_validation(tok, tmp_path):
             assert not data.val_is_train
 
 
-def test_chars_bound_the_validation_share():
-    groups, chars = np.arange(100), np.ones(100)
+def test_chars_bound_the_validation_share(choose_val):
+    groups, chars = range(100), np.ones(100)
     chars[7] = 1000
     for seed in range(30):
-        chosen = building.choose_val(groups, 0.02, seed, chars)
+        chosen = choose_val(groups, 0.02, seed, chars)
         assert chosen.sum() == 2 and not chosen[7]
-    alone = building.choose_val(np.array([0, 0, 2]), 0.5, 1, np.array([1, 1, 9]))
+    alone = choose_val([0, 0, 2], 0.5, 1, [1, 1, 9])
     assert alone.tolist() == [True, True, False]
-    assert not building.choose_val(np.array([0, 1, 1]), 0.02, 1, np.array([9, 1, 1])).any()
+    assert not choose_val([0, 1, 1], 0.02, 1, [9, 1, 1]).any()
 
 
 # ── 诗集长大了 ────────────────────────────────────────────────────────
@@ -461,10 +486,10 @@ def test_another_seed_divides_anew_and_a_broken_file_is_no_guide(source, tok, tm
     assert out.read_bytes() == fresh.read_bytes()
 
 
-def test_groups_stay_where_their_old_poems_were():
-    groups = np.array([0, 0, 1, 1, 2, 2, 3, 4])
+def test_groups_stay_where_their_old_poems_were(choose_val):
+    groups = [0, 0, 2, 2, 4, 4, 6, 7]
     before = np.array([2, 0, 1, 0, 2, 1, 0, 0], dtype=np.uint8)  # 第 2 组两边都有
-    chosen = building.choose_val(groups, 0.25, 1, before=before)
+    chosen = choose_val(groups, 0.25, 1, before=before)
     assert chosen.tolist() == [True, True, False, False, True, True, False, False]
 
 

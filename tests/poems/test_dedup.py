@@ -1,4 +1,4 @@
-"""dedup.py：规范形式、签名、近似对、分组、标题里的部分标记。"""
+"""dedup.py：规范形式、签名、标题里的部分标记。"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from poems import dedup
+from poems import dedup, near
 
 CHARS = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
 
@@ -72,8 +72,6 @@ def test_signature_does_not_depend_on_batching() -> None:
 def test_empty_texts() -> None:
     assert dedup.signature([]).shape == (0, dedup.HASHES)
     assert (dedup.signature([""]) == 0xFFFF).all()
-    assert dedup.near_groups(dedup.signature([]), 0.8).tolist() == []
-    assert dedup.near_groups(dedup.signature(["", ""]), 0.8).tolist() == [0, 1]
 
 
 def test_signature_estimates_jaccard() -> None:
@@ -87,61 +85,10 @@ def test_signature_estimates_jaccard() -> None:
                 other[place] = rng.choice(CHARS)
             texts += [text, "".join(other)]
             truths.append(jaccard(text, "".join(other)))
-    pairs = np.arange(len(texts)).reshape(-1, 2)
-    errors = dedup.likeness(dedup.signature(texts), pairs) - np.array(truths)
+    signatures = dedup.signature(texts)
+    errors = near.likeness_of(signatures[::2], signatures[1::2]) - np.array(truths)
     assert abs(errors.mean()) < 0.02
     assert np.abs(errors).max() < 0.25  # 4 个标准误
-
-
-# ── 近似对与分组 ──────────────────────────────────────────────────────
-
-
-def test_near_pairs_finds_all_close_copies_and_no_strangers() -> None:
-    rng = random.Random(4)
-    texts = [random_text(rng, rng.randint(12, 200)) for _ in range(400)]
-    copies = []
-    for number in range(0, 400, 8):
-        text = list(texts[number])
-        text[len(text) // 2] = "囧"
-        copies.append("".join(text) + "完了")
-    pairs, likeness = dedup.near_pairs(dedup.signature(texts + copies), 0.25)
-    expected = [[number, 400 + number // 8] for number in range(0, 400, 8)]
-    assert pairs.tolist() == expected
-    assert (likeness >= 0.25).all()
-
-
-def test_many_copies_of_one_poem_fall_into_one_group() -> None:
-    rng = random.Random(5)
-    text = random_text(rng, 120)
-    texts = [text[:number] + "囧" + text[number + 1 :] for number in range(100)]
-    groups = dedup.near_groups(dedup.signature([*texts, random_text(rng, 120)]), 0.8)
-    assert groups.tolist() == [0] * 100 + [100]
-
-
-def test_connected_agrees_with_a_plain_union_find() -> None:
-    rng = random.Random(6)
-    pairs = np.array([[rng.randrange(300), rng.randrange(300)] for _ in range(220)])
-    parent = list(range(300))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            item = parent[item]
-        return item
-
-    for first, second in pairs.tolist():
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    groups = dedup.connected(300, pairs)
-    assert groups.tolist() == [root(item) for item in range(300)]
-    assert dedup.connected(3, np.empty((0, 2), dtype=np.int64)).tolist() == [0, 1, 2]
-
-
-def test_same_key_pairs_uses_keys_and_likeness() -> None:
-    rng = random.Random(7)
-    text = random_text(rng, 100)
-    signatures = dedup.signature([text, random_text(rng, 100), text[:60], text[:60]])
-    keys = np.array([5, 5, 5, 0], dtype=np.uint64)
-    assert dedup.same_key_pairs(signatures, keys, 0.1).tolist() == [[0, 2]]
 
 
 # ── 部分标记 ──────────────────────────────────────────────────────────
@@ -202,22 +149,3 @@ def test_base_title_strips_part_marks(title: str, base: str) -> None:
 )
 def test_base_title_leaves_other_titles_alone(title: str) -> None:
     assert dedup.base_title(title) == title
-
-
-def test_split_groups_joins_parts_and_near_copies_only() -> None:
-    rng = random.Random(8)
-    body = random_text(rng, 80)
-    poems = [
-        ("秋歌之一", "甲", random_text(rng, 80)),  # 0
-        ("秋歌之二", "甲", random_text(rng, 80)),  # 1 与 0 同组
-        ("秋歌之三", "乙", random_text(rng, 80)),  # 2 别的作者
-        ("无题", "甲", random_text(rng, 80)),  # 3
-        ("无题", "甲", random_text(rng, 80)),  # 4 同名但没有部分标记：不同组
-        ("长河", "丙", random_text(rng, 80)),  # 5
-        ("长河（节选）", "丙", random_text(rng, 80)),  # 6 与 5 同组
-        ("某", "丁", body),  # 7
-        ("另", "戊", body[:-1] + "囧"),  # 8 与 7 近似
-    ]
-    titles, authors, bodies = zip(*poems)
-    groups = dedup.split_groups(iter(titles), iter(authors), dedup.signature(bodies))
-    assert groups.tolist() == [0, 0, 2, 3, 4, 5, 5, 7, 7]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 
 import numpy as np
@@ -30,9 +29,9 @@ def test_round_trip(tmp_path):
     opened.close()
 
 
-def test_sources_are_joined_and_the_fingerprint_follows_the_content(tmp_path):
-    one, two = np.arange(3, dtype=np.uint8), io.BytesIO(b"\x03\x04")
-    pieces = {"data": container.Piece("uint8", 5, [one, two])}
+def test_parts_are_joined_and_the_fingerprint_follows_the_content(tmp_path):
+    parts = (np.arange(first, last, dtype=np.uint8) for first, last in ((0, 3), (3, 3), (3, 5)))
+    pieces = {"data": container.Piece("uint8", 5, parts)}
     container.write(tmp_path / "a", KIND, {"note": "春"}, pieces)
     write(tmp_path / "b", data=np.arange(5, dtype=np.uint8))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
