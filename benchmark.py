@@ -27,6 +27,8 @@ from support import artefacts, console, files, hardware, threads
 from support.console import UserError
 
 if TYPE_CHECKING:
+    import ctypes
+
     import torch
 
     from gpt import GPT
@@ -39,6 +41,7 @@ BATCHES = (1, 8)
 REPEATS = 5
 _RUNNERS = (
     ("", "本项目"),
+    ("plain_", "同，不编译"),
     ("fp32_", "本项目 fp32"),
     ("int8_", "本项目 int8"),
     ("transformers_", "transformers"),
@@ -77,28 +80,20 @@ def generate() -> dict:
     """写诗的速度，与 transformers 并排。"""
     import torch
 
+    from kernels import compiler
     from kernels.products import half_problem
-    from writing import rivals
 
     device = hardware.pick_device(config.DEVICE)
+    hardware.keep_memory()  # 同写诗时
     model = random_model(device)
-    prompt = list(range(100, 100 + PROMPT_TOKENS))
     half = config.DTYPE in ("auto", "fp16") and half_problem(device) is None
-    runners = {"": our_runner(model, device, half=half)}
-    if half:
-        runners["fp32_"] = our_runner(model, device)
-    if device.type == "cpu":
-        runners["int8_"] = int8_runner(model)
-    runners["transformers_"] = rivals.transformers_runner(model, prompt)
-    if hardware.pick_dtype("auto", device) == torch.bfloat16:
-        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
-    if device.type == "cpu":
-        common = (model, prompt, config.sampling(), max(BATCHES))
-        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
-        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
+    native = config.DTYPE in ("auto", "fp16") and device.type == "cpu"  # 同 Poet.load
+    library = compiler.pick(config.COMPILE, wait=True) if native else None
+    runners = {**_our_runners(model, device, half, library), **_rival_runners(model, device)}
     result = {
         "device": device.type,
         "weights": "fp16" if half else "fp32",
+        "compiled": library is not None,
         "threads": torch.get_num_threads(),
         "parameters": model.matrix_parameters(),
         "prompt_tokens": PROMPT_TOKENS,
@@ -121,6 +116,35 @@ def generate() -> dict:
     return result
 
 
+def _our_runners(
+    model: GPT, device: torch.device, half: bool, library: ctypes.CDLL | None
+) -> dict[str, Runner | None]:
+    runners = {"": our_runner(model, device, half, library)}
+    if library:
+        runners["plain_"] = our_runner(model, device, half)
+    if half:
+        runners["fp32_"] = our_runner(model, device)
+    if device.type == "cpu":
+        runners["int8_"] = int8_runner(model, library)
+    return runners
+
+
+def _rival_runners(model: GPT, device: torch.device) -> dict[str, Runner | None]:
+    import torch
+
+    from writing import rivals
+
+    prompt = list(range(100, 100 + PROMPT_TOKENS))
+    runners = {"transformers_": rivals.transformers_runner(model, prompt)}
+    if hardware.pick_dtype("auto", device) == torch.bfloat16:
+        runners["transformers_bf16_"] = rivals.transformers_runner(model, prompt, torch.bfloat16)
+    if device.type == "cpu":
+        common = (model, prompt, config.sampling(), max(BATCHES))
+        runners["llama_f16_"] = rivals.llama_runner(*common, "F16")
+        runners["llama_q8_"] = rivals.llama_runner(*common, "Q8_0")
+    return runners
+
+
 def random_model(device: torch.device) -> GPT:
     """config.py 形状、随机权重的模型。"""
     import torch
@@ -136,13 +160,17 @@ def random_model(device: torch.device) -> GPT:
     return model.to(device).eval()
 
 
-def our_runner(model: GPT, device: torch.device, half: bool = False) -> Runner:
+def our_runner(
+    model: GPT, device: torch.device, half: bool = False, library: ctypes.CDLL | None = None
+) -> Runner:
     """run(首数, token 数)：本项目写诗的整条路径（抽样、惩罚、取字都在内）。"""
     from poems.options import Options
+    from writing.pace import Paces
     from writing.poet import Poet
     from writing.request import Request
 
-    poet = Poet(model, _PlainTokenizer(model.config.vocab_size), half=half)
+    poet = Poet(model, _PlainTokenizer(model.config.vocab_size), half=half, library=library)
+    poet.paces = Paces() if device.type == "cpu" else None  # 同 Poet.load
     prompt = list(range(100, 100 + PROMPT_TOKENS))
 
     def run(rows: int, count: int) -> None:
@@ -157,7 +185,7 @@ def our_runner(model: GPT, device: torch.device, half: bool = False) -> Runner:
     return run
 
 
-def int8_runner(model: GPT) -> Runner | None:
+def int8_runner(model: GPT, library: ctypes.CDLL | None = None) -> Runner | None:
     """同上，权重量化成 int8；这台机器没有 int8 矩阵乘时为 None。"""
     import torch
 
@@ -169,7 +197,7 @@ def int8_runner(model: GPT) -> Runner | None:
         return None
     weights = int8.quantize_weights(checkpoint.weights_of(model))
     small = checkpoint.rebuild_int8(model.config, {"weights": weights})
-    return our_runner(small, torch.device("cpu"))
+    return our_runner(small, torch.device("cpu"), library=library)
 
 
 def measure(runners: dict) -> dict:

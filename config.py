@@ -79,7 +79,7 @@ RESUME = "on"  # on = 有检查点就接着训练；off = 旧产物改名，从�
 # ── 设备 ──────────────────────────────────────────────────────────────
 DEVICE = "auto"  # 运行设备：auto | cpu | cuda | mps
 DTYPE = "auto"  # 计算精度：auto | fp32 | bf16 | fp16
-COMPILE = "auto"  # 是否用 torch.compile 编译：auto | on | off
+COMPILE = "auto"  # 编译（训练用 torch.compile，CPU 上写诗用 C++ 的核）：auto | on | off
 DIST_TIMEOUT = 5.0  # 分布式：等待其他进程多少分钟后放弃
 
 # ── 推理配置 ──────────────────────────────────────────────────────────

@@ -272,7 +272,9 @@ def write_pairs() -> dict:
     """盲评的卷子与答案（benchmark.py pairs）：README 的抽样对 auto，同样的题目与种子。"""
     poems, source = load_poems(config.WORK_DIR, config.DATA)
     titles = [poem["title"] for poem in chosen_poems(poems, pairs.COUNT)]
-    poet = Poet.load(config.CHECKPOINT, config.WORK_DIR, config.DEVICE, config.DTYPE)
+    poet = Poet.load(
+        config.CHECKPOINT, config.WORK_DIR, config.DEVICE, config.DTYPE, config.COMPILE
+    )
     names = artefacts.PAIRS, artefacts.PAIRS_KEY
     paths = tuple(files.work_path(config.WORK_DIR, name) for name in names)
     ways = {name: {**config.sampling(name), "context": "stop"} for name in ("readme", "auto")}

@@ -203,7 +203,7 @@ def _poet(checkpoint: str | None = None) -> Poet:
     from writing.poet import Poet
 
     given = config.CHECKPOINT if checkpoint is None else str(checkpoint)
-    return Poet.load(given, _work_dir(), config.DEVICE, config.DTYPE)
+    return Poet.load(given, _work_dir(), config.DEVICE, config.DTYPE, config.COMPILE)
 
 
 def _work_dir() -> str:

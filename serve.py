@@ -71,7 +71,7 @@ def load_engine(settings: dict[str, Any], name: str = "") -> Any:
     """照配置载入引擎；name 是 WORK_DIR 里别的模型文件。"""
     from writing import engine
 
-    names = ("CHECKPOINT", "WORK_DIR", "DEVICE", "DTYPE")
+    names = ("CHECKPOINT", "WORK_DIR", "DEVICE", "DTYPE", "COMPILE")
     chosen = {**settings, "CHECKPOINT": str(Path(settings["WORK_DIR"]) / name)}
     poet = engine.Poet.load(*((chosen if name else settings)[key] for key in names))
     return engine.Engine(poet, max_rows=min(MAX_ROWS, settings["MAX_CONCURRENT"]))

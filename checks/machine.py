@@ -88,6 +88,23 @@ def check_compiler(settings: Settings) -> Findings:
         yield Finding(WARN, "torch.compile", f"{problem}，会用普通方式运行", mend)
 
 
+def check_writing_kernel(settings: Settings) -> Findings:
+    """写诗的核：CPU 上编译好的前向。"""
+    from kernels import compiler
+
+    problem = compiler.problem()
+    if settings.COMPILE == "off":
+        yield Finding(OK, "写诗的核", "COMPILE=off，不编译")
+    elif compiler.library_path().exists():
+        yield Finding(OK, "写诗的核", "编译好了")
+    elif problem is None:
+        yield Finding(OK, "写诗的核", "还没有编译：写诗时会在后台编，下次启动用上")
+    elif settings.COMPILE == "on":
+        yield Finding(BAD, "写诗的核", problem, "--COMPILE=auto")
+    else:
+        yield Finding(OK, "写诗的核", f"{problem}，CPU 上写诗用普通的方式")
+
+
 def check_threads(_: Settings) -> Findings:
     """线程：有几个可用，用几个。"""
     import torch
@@ -142,6 +159,7 @@ CHECKS = (
     check_cuda,
     check_device,
     check_compiler,
+    check_writing_kernel,
     check_threads,
     check_disk,
     check_console,

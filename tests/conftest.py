@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["POEM_CACHE"] = os.devnull  # 写诗不在后台编译，也不用这台机器上编好的
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # 子进程也是：小模型用两个线程，机器一忙就慢百倍
 
 
@@ -39,3 +40,15 @@ def no_box(monkeypatch: pytest.MonkeyPatch) -> None:
     import checkpoint
 
     monkeypatch.setattr(checkpoint, "BOX_FILE", ROOT / "nowhere" / "poem.bin")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """编译好的写诗的核；这台机器编不了就跳过。"""
+    from kernels import compiler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POEM_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        if compiler.problem():
+            pytest.skip(compiler.problem())
+        return compiler.pick("on")

@@ -10,6 +10,7 @@ import torch
 
 import benchmark
 import config
+from kernels import compiler
 from writing import rivals
 
 
@@ -31,6 +32,16 @@ def test_generate(small, capsys):
         ratio = result[name] / result[f"transformers_{name}"]
         assert result[f"ratio_{name}"] == pytest.approx(ratio, abs=0.01)
     assert result["bandwidth_share"] > 0 and "本项目" in capsys.readouterr().out
+
+
+def test_generate_uses_the_compiled_kernel(small, monkeypatch, library, capsys):
+    monkeypatch.setattr(config, "DTYPE", "auto")
+    monkeypatch.setattr(compiler, "pick", lambda choice, wait: library if wait else None)
+    for package in ("transformers", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, package, None)
+    result = benchmark.generate()
+    assert result["compiled"] is True and result["tokens_per_s_batch8"] > 0
+    assert result["plain_first_token_ms_batch1"] > 0 and "不编译" in capsys.readouterr().out
 
 
 def test_generate_beside_llama_cpp(small, capsys):

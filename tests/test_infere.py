@@ -15,6 +15,7 @@ import checkpoint
 import config
 import infere
 import quantize
+from kernels import compiler
 from kernels.products import half_problem
 from poems import chat_format, wording
 from poems.options import merge
@@ -403,6 +404,20 @@ def test_model_is_loaded_once_and_reloaded_when_it_changes(tmp_path):
     assert engine.Poet.load("", str(tmp_path)) is first
     tiny_model.save(path, seed=2, note="另一次训练")
     assert engine.Poet.load("", str(tmp_path)) is not first
+
+
+def test_compiled_kernel_is_chosen_by_the_settings(folder, monkeypatch, library):
+    """COMPILE 交给 compiler.pick；DTYPE=fp32 时逐位照训练用的模型，不用它。"""
+    asked = []
+    monkeypatch.setattr(compiler, "pick", lambda choice: asked.append(choice) or library)
+    for name, value in {"WORK_DIR": str(folder), "DEVICE": "cpu", "COMPILE": "on"}.items():
+        monkeypatch.setattr(config, name, value)
+    for dtype, wanted in (("auto", True), ("fp16", True), ("fp32", False)):
+        monkeypatch.setattr(config, "DTYPE", dtype)
+        assert infere.chat("春天", seed=1, max_new_tokens=9)
+        poet = engine.Poet.load("", str(folder), "cpu", dtype, "on")
+        assert (poet.decoder.native is not None) == wanted
+    assert asked == ["on", "on"]
 
 
 def test_chat_reads_config_at_call_time(poet, monkeypatch):

@@ -40,7 +40,8 @@ def test_another_model_of_the_folder_is_loaded_by_its_name(tmp_path, monkeypatch
     for name, seed in (("best_model.bin", 0), ("second.bin", 1)):
         tiny_model.save(tmp_path / name, seed=seed)
     monkeypatch.chdir(tmp_path.parent)
-    settings = {"CHECKPOINT": "", "WORK_DIR": tmp_path.name, "DEVICE": "cpu", "DTYPE": "fp32"}
+    settings = {"CHECKPOINT": "", "WORK_DIR": tmp_path.name, "DEVICE": "cpu"}
+    settings.update(DTYPE="fp32", COMPILE="off")
     settings["MAX_CONCURRENT"] = 4
     usual, other = (serve.load_engine(settings, name) for name in ("", "second.bin"))
     assert (usual.path.name, other.path.name) == ("best_model.bin", "second.bin")

@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
-from typing import Callable
+import ctypes
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from gpt import GPT, Block, GPTConfig, RMSNorm, activate
+from gpt import ACTIVATION, GPT, Block, GPTConfig, RMSNorm, activate
+from kernels.native import Native, pack, shape_problem
+from kernels.picking import Picking
 from kernels.products import ModuleProduct, float_product, product_of
 from writing.graph import Step
 
@@ -70,11 +73,13 @@ class Decoder:
         dtype: torch.dtype | None = None,
         half: bool = False,
         static: bool | None = None,
+        library: ctypes.CDLL | None = None,
     ) -> None:
         """model: gpt.GPT 或 int8 模型（评估模式）；dtype 默认 fp32。
 
         half：矩阵存成 fp16、其余仍是 fp32，CPU 上读得更快；能不能用见 half_problem。
         static：每一步都在固定的内存上算（见 graph.Step）；None = 显卡上才这样。
+        library：编译好的前向（compiler.pick），算 half 与 int8 的；这个模型用不了它就不用。
         """
         config = self.config = model.config
         self.device = model.norm.weight.device
@@ -91,6 +96,11 @@ class Decoder:
         self.eps = torch.tensor([config.norm_eps], device=self.device, dtype=dtype)
         self.static = self.device.type == "cuda" if static is None else static
         self.places = torch.arange(config.max_seq_len + _ALIGNED, device=self.device)
+        self.native = self.picking = None
+        if library is not None and _fits(config):
+            native = _native(library, model, self.rope)
+            if self._agrees(native):
+                self.native, self.picking = native, Picking(library)
 
     def new_cache(self, rows: int, capacity: int | None = None) -> Cache:
         """给 rows 行的缓存，容量默认 max_seq_len。"""
@@ -103,6 +113,8 @@ class Decoder:
     def prefill(self, cache: Cache, row: int, ids: list) -> torch.Tensor:
         """一次前向写好一行的开头，返回最后一个位置的对数几率 (V,)，fp32。"""
         length = len(ids)
+        if self.native is not None:
+            return self._native_step(cache, ids, [row] * length, range(length), 1)[0]
         stored = cache.pairs[:, :, row, :, :length].unbind(0)  # 每层 (2, H, T, D)
 
         def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
@@ -123,12 +135,28 @@ class Decoder:
         if self.static:
             return self._static_step(cache, tokens, positions)
         first, rows = positions[0], len(tokens)
+        if self.native is not None:
+            return self._native_step(cache, tokens, range(rows), positions, rows)
         tokens = torch.tensor(tokens, device=self.device)
         if positions.count(first) == rows:
             attend, rope = self._attend_even(cache, rows, first), self.rope[first].unbind(0)
         else:
             attend, rope = self._attend_ragged(cache, rows, positions)
         return self._logits(self._blocks(tokens, rope, attend))
+
+    def _native_step(
+        self, cache: Cache, tokens: list, lines: Sequence, positions: Sequence, wanted: int
+    ) -> torch.Tensor:
+        x = self._embedded(torch.tensor(tokens))
+        return self.native(x, cache.pairs, lines, positions, wanted)
+
+    def _agrees(self, native: Native) -> bool:
+        """编译器也会出错：用真的权重与普通的算法核对一次。"""
+        ids = list(range(5))
+        plain = self.prefill(self.new_cache(1, len(ids)), 0, ids)
+        cache, x = self.new_cache(1, len(ids)), self._embedded(torch.tensor(ids))
+        found = native(x, cache.pairs, [0] * len(ids), ids, 1)[0]
+        return bool((found - plain).norm() < 0.05 * plain.norm())
 
     def _static_step(self, cache: Cache, tokens: list, positions: list) -> torch.Tensor:
         """行数凑成 2 的幂（至多缓存的行数），图只有几种；多算的行写在没有人用的行里。"""
@@ -194,7 +222,7 @@ class Decoder:
         存下新的 k、v，返回注意力的结果 (B, H, T, D)，N = B·T。
         """
         heads, size, eps = self.config.n_head, self.config.head_dim, self.eps
-        x = self.embed(tokens) if self.table is None else F.embedding(tokens, self.table)
+        x = self._embedded(tokens)
         for index, layer in enumerate(self.layers):
             cos, sin = rope[2 * index], rope[2 * index + 1]
             qkv = layer.qkv(_norm(x, eps)).view(-1, 3, heads, size)
@@ -206,8 +234,31 @@ class Decoder:
             x = layer.down.add(x, activate(layer.gate_up(_norm(x, eps))))
         return _norm(x, eps)
 
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            return self.embed(tokens)
+        return F.embedding(tokens, self.table)  # (N,) -> (N, C)
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.head(hidden).float()  # (N, C) -> (N, V)
+
+
+def _fits(config: GPTConfig) -> bool:
+    return shape_problem(ACTIVATION, config.head_dim, config.ff) is None
+
+
+def _native(library: ctypes.CDLL, model: GPT, rope: torch.Tensor) -> Native:
+    """同样的权重，摆给编译好的前向。"""
+    matrices = []
+    for block in model.blocks:
+        matrices += [
+            pack(block.attn.qkv, _scale(block.norm1)),
+            pack(block.attn.out),
+            pack(block.mlp.gate_up, _scale(block.norm2)),
+            pack(block.mlp.down),
+        ]
+    matrices.append(pack(model.embed, _scale(model.norm)))
+    return Native(library, matrices, rope, model.config.n_head, model.config.norm_eps)
 
 
 def _rope_table(model: GPT, dtype: torch.dtype) -> torch.Tensor:

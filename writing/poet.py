@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import torch
 
 import checkpoint
 from gpt import GPT
+from kernels import compiler
 from kernels.products import half_problem
 from support import hardware
 from support.artefacts import BOX
@@ -64,29 +66,36 @@ class Poet:
         path: Path | None = None,
         half: bool = False,
         dtype: torch.dtype | None = None,
+        library: ctypes.CDLL | None = None,
     ) -> None:
-        """model 也可以是 int8 的；见 Decoder：half：CPU 上矩阵用 fp16 存；dtype：全部用它算。"""
+        """model 也可以是 int8 的；half、dtype、library 见 Decoder。"""
         self.model, self.tok, self.path = model, tok, path
         self.prompt_kinds = list(prompt_kinds) if prompt_kinds is not None else None
         self.config = model.config
-        self.decoder = Decoder(model, dtype, half)
+        self.decoder = Decoder(model, dtype, half, library=library)
         self.paces = None  # 载入来写诗的才管线程数；训练中写示例的不动它
         self.vocabulary = Vocabulary(tok)
 
     @classmethod
     def load(
-        cls, given: str = "", work_dir: str = ".", device: str = "auto", dtype: str = "auto"
+        cls,
+        given: str = "",
+        work_dir: str = ".",
+        device: str = "auto",
+        dtype: str = "auto",
+        compiling: str = "off",
     ) -> Poet:
         """检查点文件 → Poet；同一个文件（路径、时间、大小都没变）只载入一次。
 
         dtype 为 auto 或 fp16 时 CPU 上矩阵存成 fp16（激活与累加仍是 fp32），快近一倍，
         几率只差千分之几；fp32 时逐位等于训练用的模型。显卡上 auto 就是 fp32：一步的时间多在启动，
         半精度省不了多少；明说了 fp16、bf16 就用它。
+        compiling（COMPILE 配置）：CPU 上 fp16 与 int8 的前向用编译好的，见 compiler.pick。
         """
         _settle_after_fork()
         path = Path(checkpoint.find_to_write(work_dir, given)).resolve()
         status = path.stat()
-        key = (str(path), status.st_mtime_ns, status.st_size, device, dtype)
+        key = (str(path), status.st_mtime_ns, status.st_size, device, dtype, compiling)
         with _load_lock:
             if key not in _loaded:
                 if path == checkpoint.BOX_FILE and not given:
@@ -97,9 +106,11 @@ class Poet:
                 half = dtype in ("auto", "fp16") and half_problem(chosen) is None
                 exact = chosen.type != "cuda" or dtype == "auto"
                 precision = None if exact else hardware.pick_dtype(dtype, chosen)
+                native = chosen.type == "cpu" and dtype in ("auto", "fp16")
+                library = compiler.pick(compiling) if native else None
                 for old in [other for other in _loaded if other[0] == key[0]]:
                     del _loaded[old]
-                poet = cls(model, tok, state["prompt_kinds"], path, half, precision)
+                poet = cls(model, tok, state["prompt_kinds"], path, half, precision, library)
                 if chosen.type == "cpu":
                     poet.paces = Paces()
                     hardware.keep_memory()  # 每一步都要几块同样大的内存，还给系统再要就慢一倍

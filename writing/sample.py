@@ -11,6 +11,8 @@ from typing import Iterable, Sequence, Union
 
 import torch
 
+from kernels.picking import Picking
+
 Value = Union[float, Sequence[float], torch.Tensor]  # 一个数，或每行一个
 GREEDY = 1e-4  # 温度比它还低就是每步取最大：再除下去会溢出
 # 收尾的对数几率：平时略减（按模型自己的概率写，诗比人写的短），剩下 LANDING 个 token 起逐渐加
@@ -124,12 +126,18 @@ def _widest(wanted: torch.Tensor, temperature: torch.Tensor, size: int) -> int:
 
 
 def mark_chances(
-    logits: torch.Tensor, marks: torch.Tensor, scratch: torch.Tensor | None = None
+    logits: torch.Tensor,
+    marks: torch.Tensor,
+    scratch: torch.Tensor | None = None,
+    picking: Picking | None = None,
 ) -> torch.Tensor:
     """惩罚之前，标点、换行与收尾（marks (M,)）各有多少概率：(B, V) -> (B, M)。
 
     scratch：给了就用这块 (B, V) 的内存；每一步都新要一块，缺页比计算还费时间。
+    picking：编译好的同一个函数，给了就用。
     """
+    if picking is not None:
+        return picking.mark_chances(logits, marks)
     top = logits.amax(-1, keepdim=True)
     total = torch.sub(logits, top, out=scratch).exp_().sum(-1, keepdim=True)
     return (logits[:, marks] - top).exp_().div_(total)
@@ -140,13 +148,19 @@ def steady_pick(
     chances: torch.Tensor,
     marks: torch.Tensor,
     uniform: torch.Tensor,
+    picking: Picking | None = None,
     **options: Value,
 ) -> torch.Tensor:
     """同 pick，但标点、换行与收尾照 chances (B, M)，options 只在字里挑；logits 会被改掉。
 
     降温与截断把摊在几千个字上的概率去掉，剩下的按比例放大，换行就凭空多出几倍：诗碎成一个词
     一行。所以先定是标点还是字。logits 里已被禁止的标点不要，它们的份归字。
+    picking：编译好的同一个函数，不必排序时就用。
     """
+    if picking is not None and (options["top_k"], options["top_p"]) == (0, 1.0):
+        numbers = (_column(options[name], logits) for name in ("temperature", "min_p"))
+        numbers = (number.expand(len(logits), 1).contiguous() for number in numbers)
+        return picking.steady_pick(logits, chances, marks, uniform, *numbers)
     chances = chances.masked_fill(logits.index_select(1, marks) == -torch.inf, 0.0)
     words = _spread(logits.index_fill_(1, marks, -torch.inf), **options).cumsum_(-1)
     edges, total = chances.cumsum_(-1), words[:, -1:]

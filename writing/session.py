@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 
+from kernels.picking import Picking
 from poems import options
 from support.console import UserError
 from tokenizer import StreamDecoder
@@ -292,7 +293,7 @@ class Session:
             row.alone(row.restrict, scores)
         numbers = [0.0 if row.queue else row.uniforms.next() for row in rows]
         uniform = torch.tensor(numbers, device=self.decoder.device)
-        tokens = _pick(rows, logits, steady, uniform).tolist()
+        tokens = _pick(rows, logits, steady, uniform, self.decoder.picking).tolist()
         tokens = [row.queue.pop(0) if row.queue else token for row, token in zip(rows, tokens)]
         if raw is not None:
             gained = sample.log_probability(raw, torch.tensor(tokens, device=raw.device))
@@ -307,11 +308,13 @@ class Session:
             return None
         marks, place = rows[0].vocabulary.marks()
         marks = marks.to(logits.device)
-        if self._scratch is None or len(self._scratch) < len(logits):
+        picking = self.decoder.picking
+        if picking is None and (self._scratch is None or len(self._scratch) < len(logits)):
             self._scratch = torch.empty_like(logits)
-        chances = sample.mark_chances(logits, marks, self._scratch[: len(logits)])
+        scratch = None if picking else self._scratch[: len(logits)]
+        chances = sample.mark_chances(logits, marks, scratch, picking)
         lean = [math.exp(sample.closing(row.remaining)) for row in rows]
-        chances[:, place] *= torch.tensor(lean, device=logits.device)
+        chances[:, place].mul_(torch.tensor(lean, device=logits.device))
         return Steady(marks, chances)
 
     def _accept(self, index: int, row: Row, token: int) -> None:
@@ -343,7 +346,11 @@ class Session:
 
 
 def _pick(
-    rows: Sequence[Row], logits: torch.Tensor, steady: Steady | None, uniform: torch.Tensor
+    rows: Sequence[Row],
+    logits: torch.Tensor,
+    steady: Steady | None,
+    uniform: torch.Tensor,
+    picking: Picking | None,
 ) -> torch.Tensor:
     """每行抽一个 token：(B,)；logits 会被改掉。"""
     merged = _merge(rows)
@@ -351,7 +358,7 @@ def _pick(
         return sample.pick(logits, uniform, **merged)
     chosen = [row.steady for row in rows]
     usual = None if all(chosen) else sample.pick(logits, uniform, **merged)
-    found = sample.steady_pick(logits, steady.chances, steady.marks, uniform, **merged)
+    found = sample.steady_pick(logits, steady.chances, steady.marks, uniform, picking, **merged)
     if usual is None:
         return found
     return torch.where(torch.tensor(chosen, device=logits.device), found, usual)
