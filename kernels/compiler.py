@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ SOURCES = tuple(map(Path(__file__).with_name, ("native.cpp", "picking.cpp")))
 _HEADER = Path(__file__).with_name("floats.h")
 PLACE = "POEM_CACHE"
 _FLAGS = ("-std=c++14", "-O3", "-fno-math-errno", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC")
+_MAKING, _LONGEST = "making-", 3600.0  # 正在编的放在哪里；最多编几秒，更久的是没有编完的
 _THREADS = (("-fopenmp",), ())  # 没有 OpenMP 的编译器（macOS 自带的）只用一个线程
 
 
@@ -90,7 +92,8 @@ def build() -> Path:
         raise UserError(f"写诗的核用不了：{reason}。请用 --COMPILE=auto")
     try:
         ready.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=ready.parent) as made:
+        _clear_unfinished(ready.parent)
+        with tempfile.TemporaryDirectory(prefix=_MAKING, dir=ready.parent) as made:
             target = Path(made) / ready.name
             said = [_compile(target, extra) for extra in _THREADS if not target.exists()]
             if target.exists():
@@ -100,6 +103,13 @@ def build() -> Path:
     except OSError as error:
         raise UserError(f"写诗的核编译不了：{error}。请用 --COMPILE=auto") from error
     raise UserError(f"写诗的核没有编成，编译器说的在 {_failure_note(ready)}。请用 --COMPILE=auto")
+
+
+def _clear_unfinished(place: Path) -> None:
+    """编到一半程序就结束了的。"""
+    for made in place.glob(f"{_MAKING}*"):
+        if time.time() - made.stat().st_mtime > _LONGEST:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _build_quietly() -> None:

@@ -15,6 +15,7 @@ _WAITING = 1 << 14  # 攒到这么多项就写出
 _BLOCK = 1 << 20  # 一次读出的字节数
 _WINDOW = 1 << 26  # 随处取时，一次映射里碰到的字节数
 _HEAP = 1 << 20  # 分堆时，一堆大约至多这么多项
+_HEAPS = 64  # 至多几堆：一堆一个打开的文件
 
 
 class Column:
@@ -97,7 +98,7 @@ def sharing(records: Iterable[np.ndarray], count: int, folder: Path | str) -> It
     内存里一次只有一堆。
     """
     heaps: list[Column] = []
-    mask = (1 << max(0, (count - 1) // _HEAP).bit_length()) - 1
+    mask = min(_HEAPS, 1 << max(0, (count - 1) // _HEAP).bit_length()) - 1
     with contextlib.ExitStack() as stack:
         for block in records:
             if not heaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 import threading
@@ -28,6 +29,9 @@ def wait():
 
 
 def test_auto_builds_behind_and_uses_it_next_time(place, capsys):
+    unfinished = place / "making-left"
+    unfinished.mkdir(parents=True)
+    os.utime(unfinished, (0, 0))
     assert compiler.pick("auto") is None
     wait()
     assert "后台编译" in capsys.readouterr().err
