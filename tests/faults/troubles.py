@@ -39,7 +39,7 @@ def disk(shop: Workshop, tally: Tally, case: Case, rng: random.Random) -> None:
 
 def _trouble(case: Case, rng: random.Random) -> tuple:
     if rng.random() < 0.4:
-        size = rng.randrange(0, 1 << rng.randrange(8, 20))
+        size = rng.randrange(1 << 11, 1 << rng.randrange(12, 20))  # 它说的话也在文件里，要写得下
         return f"文件至多 {size} 字节", sabotage.limit(size)
     moment, number = rng.randrange(case.moments), rng.choice(sabotage.ERRORS)
     lasting = rng.random() < 0.5
