@@ -261,6 +261,7 @@ def show_generate(result: dict) -> None:
     print(
         f"每个 token 读 {result['weight_mb_per_token']} MB 权重，"
         f"达到内存读取速度（{result['memory_gb_per_s']} GB/s）的 {result['bandwidth_share']:.0%}"
+        + ("，多半在缓存里" if result["bandwidth_share"] > 1 else "")
     )
 
 
