@@ -26,7 +26,7 @@ SOURCES = tuple(map(Path(__file__).with_name, ("native.cpp", "picking.cpp")))
 _HEADER = Path(__file__).with_name("floats.h")
 PLACE = "POEM_CACHE"
 _FLAGS = ("-std=c++14", "-O3", "-fno-math-errno", "-mavx2", "-mfma", "-mf16c", "-shared", "-fPIC")
-_MAKING, _LONGEST = "making-", 3600.0  # 正在编的放在哪里；最多编几秒，更久的是没有编完的
+_MAKING, _LONGEST = "making-", 120.0  # 正在编的放在哪里；最多编几秒
 _THREADS = (("-fopenmp",), ())  # 没有 OpenMP 的编译器（macOS 自带的）只用一个线程
 
 
@@ -81,7 +81,8 @@ def pick(choice: str, wait: bool = False) -> ctypes.CDLL | None:
         return _load(ready)
     if problem() is None:
         print("（后台编译一个写诗更快的核，只这一次，下次启动就用上）", file=sys.stderr, flush=True)
-        threading.Thread(target=_build_quietly, name="compiler", daemon=True).start()
+        # 不是 daemon：只写一首就退出的，也等它编完，不然次次白编
+        threading.Thread(target=_build_quietly, name="compiler").start()
     return None
 
 
@@ -108,7 +109,7 @@ def build() -> Path:
 def _clear_unfinished(place: Path) -> None:
     """编到一半程序就结束了的。"""
     for made in place.glob(f"{_MAKING}*"):
-        if time.time() - made.stat().st_mtime > _LONGEST:
+        if time.time() - made.stat().st_mtime > 3 * _LONGEST:
             shutil.rmtree(made, ignore_errors=True)
 
 
@@ -122,16 +123,21 @@ def _build_quietly() -> None:
 def _compile(target: Path, extra: tuple) -> str:
     """编译到 target；返回编译器说的话。"""
     command = [_compiler(), *_FLAGS, *extra, *map(str, SOURCES), "-o", str(target)]
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    if done.returncode:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_LONGEST,
+            check=False,
+        )
+        failed, said = done.returncode, done.stdout.decode("utf-8", "replace")
+    except subprocess.TimeoutExpired:
+        failed, said = 1, f"{_LONGEST:.0f} 秒也没有编完"
+    if failed:
         target.unlink(missing_ok=True)
-    return f"{' '.join(command)}\n{done.stdout.decode('utf-8', 'replace')}"
+    return f"{' '.join(command)}\n{said}"
 
 
 def _compiler() -> str | None:

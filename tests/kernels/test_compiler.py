@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from kernels import compiler
 from support.console import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -58,6 +62,13 @@ def test_a_failure_is_said_kept_and_not_repeated(failing, capsys):
     assert "不认识 -mavx2" in note.read_text(encoding="utf-8")
     assert str(note) in compiler.problem()
     assert compiler.pick("auto") is None and capsys.readouterr().err == ""
+
+
+def test_one_poem_and_out_still_builds_it(place):
+    """写一首就退出的程序，也把核编完。"""
+    code = "from kernels import compiler; assert compiler.pick('auto') is None"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    assert compiler.library_path().exists()
 
 
 def test_waiting_for_it(failing, capsys):
