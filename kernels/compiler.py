@@ -117,7 +117,11 @@ def _build_quietly() -> None:
     try:
         build()
     except UserError as error:
-        print(f"（{error.args[0].split('。')[0]}，照旧写诗）", file=sys.stderr, flush=True)
+        print(
+            f"（{error.args[0].split('。')[0]}，照旧写诗；再试一次：--COMPILE=on）",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _compile(target: Path, extra: tuple) -> str:
