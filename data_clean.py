@@ -13,6 +13,7 @@ from support import console, interpreter
 if __name__ == "__main__":
     interpreter.begin(("numpy", "tqdm"))
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -173,7 +174,7 @@ def clean(raw_data: str, work_dir: str, min_chars: int, near_copy: float) -> Rep
     report = Report()
     for name in skipped:
         report.skipped.add(os.path.splitext(name)[1].lower() or "无后缀", where=name)
-    with copies.Index(work_dir) as index:
+    with contextlib.closing(copies.Index(work_dir)) as index:
         collect(found, index, report, min_chars)
         if not len(index):
             raise UserError(_nothing_left(job.source, report))

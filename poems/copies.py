@@ -25,7 +25,7 @@ _EXCERPT = 0.02  # 同一作者同一题目的，这么像就核对（节选可�
 
 
 class Index:
-    """留下的诗，都在 folder 里的临时文件里，不占内存；用完请 close()，也可以用 with。"""
+    """留下的诗，都在 folder 里的临时文件里，不占内存；用完请 close()。"""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = folder
@@ -41,12 +41,6 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.offsets)
-
-    def __enter__(self) -> Index:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """丢掉临时文件。"""

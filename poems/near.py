@@ -155,11 +155,6 @@ def connected(pairs: np.ndarray) -> Groups:
             groups = above
 
 
-def near_groups(signatures: Column, threshold: float, folder: Path | str) -> Groups:
-    """近似的诗放在一组。"""
-    return connected(near_pairs(signatures, threshold, folder).numbers)
-
-
 def split_groups(signatures: Column, keys: Column, marks: Column, folder: Path | str) -> Groups:
     """不可分在训练与验证两边的诗放在一组：近似的诗，以及同一作者同一首诗的各部分。
 

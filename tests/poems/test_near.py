@@ -39,7 +39,8 @@ class Shelf:
 
     def near_groups(self, texts: list[str], threshold: float) -> list[int]:
         """各首的组号。"""
-        return dense(near.near_groups(self.signatures(texts), threshold, self.folder), len(texts))
+        pairs = near.near_pairs(self.signatures(texts), threshold, self.folder)
+        return dense(near.connected(pairs.numbers), len(texts))
 
 
 def dense(groups: near.Groups, count: int) -> list[int]:
