@@ -55,7 +55,7 @@ _RATIOS = (  # 谁除以谁 → 结果里的名字
     ("", "llama_f16_", "ratio_llama_"),
     ("int8_", "llama_q8_", "ratio_llama_q8_"),
 )
-STUDY_OWN = ("WORK_DIR", "STUDY", "RECIPES", "SEEDS", "SEED")  # 不算配方的改动
+STUDY_OWN = ("WORK_DIR", "STUDY", "RECIPES", "SEEDS", "SEED", "VOCAB_SIZE")  # 不算配方的改动
 
 # ── generate ──────────────────────────────────────────────────────────
 
@@ -392,7 +392,10 @@ def study() -> dict:
     base = {name: getattr(config, name) for name in config.given() if name not in STUDY_OWN}
     recipes = studying.choose(config.RECIPES, config.read, base)
     seeds = [int(seed) for seed in config.SEEDS.split(",")]
-    small = proxy.prepare(config.WORK_DIR, config.STUDY, proxy.SIZES[config.STUDY])
+    size = proxy.SIZES[config.STUDY]
+    if "VOCAB_SIZE" in config.given():  # 词表是小样的，不是配方的：换了就是另一份小样
+        size = size._replace(vocab=config.VOCAB_SIZE)
+    small = proxy.prepare(config.WORK_DIR, config.STUDY, size)
     print(f"小样：{small.folder}，一遍 {small.tokens / 1e6:.2f} M token，{small.size.passes} 遍")
     rows = studying.carry_out(small, config.values(), recipes, seeds)
     found = verdict.verdicts(rows)

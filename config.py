@@ -61,6 +61,7 @@ LEARNING_RATE = 0.003  # AdamW 学习率（词嵌入与归一化权重；OPTIMIZ
 MUON_LR = 0.01  # Muon 学习率（矩阵权重）
 WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
 DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
+GROW_AT = 0.0  # 先只练前两块（快一倍），走过全程的这么多时其余的块才加入；0 = 一直练全部
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）；也可写 auto：由练多长定
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
@@ -104,7 +105,7 @@ MAX_CONCURRENT = 64  # serve.py 同时处理与排队的请求上限
 FORMAT = "hf"  # export.py 的格式：hf | gguf | checkpoint
 OUT = ""  # 导出、量化的输出位置；空 = 默认名字
 SECONDS = 600.0  # benchmark.py learn 的训练秒数
-STUDY = "screen"  # benchmark.py study 的大小：sketch | screen | confirm | once（遍少）| own（诗少）
+STUDY = "screen"  # study 的小样：sketch | screen | confirm；诗数不同的 few | some | many
 RECIPES = ""  # 它比哪些配方，分号隔开：名字，或 新名字:配置=值,配置=值；空 = 现成的全部
 SEEDS = "1,2"  # 它用哪几个种子
 SAMPLES = 256  # evaluate.py 写几首来量
@@ -144,7 +145,7 @@ _CHOICES = {
     "DEVICE": ("auto", "cpu", "cuda", "mps"),
     "DTYPE": ("auto", "fp32", "bf16", "fp16"),
     "COMPILE": ("auto", "on", "off"),
-    "STUDY": ("sketch", "screen", "confirm", "once", "own"),
+    "STUDY": ("sketch", "screen", "confirm", "few", "some", "many"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
 _AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY")
@@ -173,6 +174,7 @@ _RANGES = {
     "MUON_LR": (0.0, 1.0, False),
     "WARMUP_STEPS": (0, 1 << 40, True),
     "DECAY_SHARE": (0.0, 1.0, True),
+    "GROW_AT": (0.0, 0.95, True),
     "WEIGHT_DECAY": (0.0, 10.0, True),
     "GRAD_CLIP": (0.0, math.inf, True),
     "SAVE_EVERY": (1, 1 << 40, True),

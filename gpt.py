@@ -134,6 +134,7 @@ class Execution:
     compiled: bool = False  # 训练时用 torch.compile 过的块与交叉熵
     quantum: int = 1  # 训练时一个微批次的 token 数补到它的倍数
     by_products: bool | None = None  # 注意力用矩阵乘；None = CPU 上半精度才用，否则用 SDPA
+    blocks: int | None = None  # 只算前几块，其余的还是恒等映射；None = 全部
     fused: bool | None = None  # 逐个执行时用设备的融合核；None = 显卡上才用；编译过的不用
     chunks: Chunks | None = None  # 交叉熵怎样分块；None = 按设备
     scratch: Scratch = field(default_factory=Scratch)  # 训练时交叉熵反复用的内存
@@ -317,7 +318,7 @@ class GPT(nn.Module):
         if dropout:
             x = drop(x, self._noise(x.shape), dropout)
         steps = self._steps if self.training else _steps(compiled=False)
-        for block in self.blocks:
+        for block in self.blocks[: self.execution.blocks]:
             noise = self._noise((2, *x.shape)) if dropout else None
             inputs = x, layout, noise, steps
             if self.training and self.execution.grad_checkpoint:
@@ -382,5 +383,6 @@ class GPT(nn.Module):
         return self.config.matrix_parameters()
 
     def flops_per_token(self) -> int:
-        """见 GPTConfig.flops_per_token。"""
-        return self.config.flops_per_token()
+        """见 GPTConfig.flops_per_token；只算一部分块时，只数这些。"""
+        count = self.execution.blocks or self.config.n_block
+        return replace(self.config, n_block=count).flops_per_token()

@@ -45,7 +45,7 @@ class FlatGradients:
         """全部归零；没分到微批次的进程梯度就是 0。"""
         self.flat.zero_()
         for param, view in zip(self.params, self._views):
-            param.grad = view
+            param.grad = view if param.requires_grad else None
 
 
 class Gradients:

@@ -13,7 +13,7 @@ import time
 
 from support import lock
 from support.console import UserError
-from training import launch, prepare, runlog
+from training import growth, launch, prepare, runlog
 from training.batching import Batch, Prefetcher
 from training.distributed import Ranks
 from training.keeper import Keeper, Records
@@ -81,6 +81,7 @@ def _update_until_over(run: Run, schedule: Schedule, keeper: Keeper) -> None:
     with Prefetcher(prepared, numbers) as feed:  # 后台按次序准备本进程的微批次
         run.ranks.start_clock()
         while not schedule.is_over(run.position):
+            growth.reach(run, schedule.share(run.position))
             row = one_update(run, schedule, feed)
             keeper.reached(row)
 

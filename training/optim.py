@@ -48,8 +48,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             by_shape = {}
-            directions = self._directions(group["params"], group["momentum"])
-            for param, parts, direction in zip(group["params"], group["parts"], directions):
+            pairs = [
+                each for each in zip(group["params"], group["parts"]) if each[0].grad is not None
+            ]
+            directions = self._directions([param for param, _ in pairs], group["momentum"])
+            for (param, parts), direction in zip(pairs, directions):
                 shape = (parts, param.size(0) // parts, param.size(1))
                 by_shape.setdefault(shape[1:], []).append((param, direction.view(shape)))
             for (rows, columns), members in by_shape.items():

@@ -12,7 +12,7 @@ import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
-from training import optim, regular, resume, warmstart
+from training import growth, optim, regular, resume, warmstart
 from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -66,6 +66,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         resume.restore(run, ranks.share(saved, newest.source))
     else:
         _start_anew(run, start.model)
+    growth.begin(run)
     return run
 
 

@@ -1,6 +1,6 @@
 """训练的日程：学习率走什么形状，什么时候结束。
 
-按次数的用于正常训练，按秒数的用于测速；循环只认 scale、is_over、is_long 这三样。
+按次数的用于正常训练，按秒数的用于测速；循环只认 Schedule 的几样。
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def lr_scale(update: int, total: int, warmup: int, decay_share: float) -> float:
 
 
 class Schedule(Protocol):
-    """循环要问日程的三件事。"""
+    """循环要问日程的几件事。"""
+
+    def share(self, here: Position) -> float:
+        """走过了全程的多少。"""
 
     def scale(self, here: Position) -> float:
         """接下来这次更新的学习率倍数。"""
@@ -47,6 +50,9 @@ class ByUpdates(Schedule):
     def scale(self, here: Position) -> float:
         s = self.settings
         return lr_scale(here.update, s.updates, s.warmup_steps, s.decay_share)
+
+    def share(self, here: Position) -> float:
+        return here.update / self.settings.updates
 
     def is_over(self, here: Position) -> bool:
         return self.is_complete(here) or self.is_stale(here)
@@ -74,6 +80,9 @@ class BySeconds(Schedule):
         left = 1 - here.seconds / self.seconds
         rise = (here.seconds + 1) / (WARMUP_SHARE * self.seconds)
         return min(1.0, rise, max(LOWEST, left / self.decay_share))
+
+    def share(self, here: Position) -> float:
+        return here.seconds / self.seconds
 
     def is_over(self, here: Position) -> bool:
         return here.seconds >= self.seconds

@@ -35,6 +35,7 @@ class Settings:
     muon_lr: float
     warmup_steps: int
     decay_share: float
+    grow_at: float
     optimizer: str
     weight_decay: float
     grad_clip: float

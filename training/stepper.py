@@ -71,7 +71,7 @@ class Stepper:
 
     def step(self, loss: float, lr_scale: float) -> Stepped:
         """用各参数的 grad 走一步；损失或梯度非有限时不走。"""
-        grads = [param.grad for param in self.params]
+        grads = [param.grad for param in self.params if param.grad is not None]
         norm = torch.stack(torch._foreach_norm(grads)).norm().item() / self.scale.value
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:

@@ -59,6 +59,11 @@ RECIPES = {
     "half_batch": {"BATCH_SIZE": 4},
     "quarter_batch": {"BATCH_SIZE": 2},
     "taught0.5": {"taught": 0.5},
+    "embed_only0.1": {"DROPOUT": 0.0, "drop_embed": 0.1},
+    "attention_only0.1": {"DROPOUT": 0.0, "drop_attention": 0.1},
+    "mlp_only0.1": {"DROPOUT": 0.0, "drop_mlp": 0.1},
+    "block0.1": {"DROPOUT": 0.0, "drop_block": 0.1},
+    "growing0.5": {"BATCH_SIZE": 2, "ACCUM_STEPS": 4, "growing": 0.5},
 }
 COLUMNS = (
     "recipe",

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+from dataclasses import fields
 from typing import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gpt import GPT
 from training import loop, prepare
@@ -23,6 +26,7 @@ from training.gradients import Gradients
 from training.keeper import Keeper
 from training.run import Run
 from training.schedule import ByUpdates
+from training.settings import Settings
 
 _OTHER_SEED = 1000  # 老师的种子与学生的差这么多
 
@@ -169,12 +173,101 @@ class Taught(Trial):
         return dataclasses.replace(run, gradients=gradients)
 
 
+class DroppedAt(Trial):
+    """只在一处丢弃（配方里写 DROPOUT=0）：strength 是丢弃率。"""
+
+    def __init__(self, strength: float, place: str) -> None:
+        super().__init__(strength)
+        self.place = place
+
+    def begin(self, run: Run) -> Run:
+        for module in self._modules(run.model):
+            module.register_forward_hook(self._drop)
+        return run
+
+    def _modules(self, model: GPT) -> list:
+        if self.place == "embed":
+            return [model.embed]
+        return [
+            block.attn.out if self.place == "attention" else block.mlp for block in model.blocks
+        ]
+
+    def _drop(self, module: nn.Module, _: tuple, output: torch.Tensor) -> torch.Tensor:
+        return F.dropout(output, self.strength, module.training)
+
+
+class DroppedBlock(Trial):
+    """整块的丢弃：一首诗在一块里原样通过的概率是 strength（Huang et al. 2016）。"""
+
+    def begin(self, run: Run) -> Run:
+        for block in run.model.blocks:
+            block.register_forward_hook(self._drop)
+        return run
+
+    def _drop(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        if not block.training:
+            return output
+        x, layout = inputs[:2]  # x、output：(N, C)
+        kept = (torch.rand(layout.rows, device=x.device) >= self.strength).to(x.dtype)
+        kept = kept.repeat_interleave(layout.length)  # (B,) -> (B·T,)
+        kept = F.pad(kept, (0, x.size(0) - kept.numel())).unsqueeze(1)  # -> (N, 1)
+        return x + (output - x) * kept / (1 - self.strength)
+
+
+@dataclasses.dataclass(frozen=True)
+class _GrowingSettings(Settings):
+    """一次更新的微批次由 1 个渐渐加到 ACCUM_STEPS 个；学习率仍照走过的数据。"""
+
+    growing: float = 0.5  # 走过全程的这么多时加到头
+
+    @functools.cached_property
+    def _ends(self) -> list:
+        """各次更新做完时是第几次迭代。"""
+        ends = [0]
+        while ends[-1] < self.train_iter:
+            share = ends[-1] / max(1.0, self.growing * self.train_iter)
+            count = self.accum_steps ** min(1.0, share)  # 一直乘同样的倍数
+            ends.append(min(self.train_iter, ends[-1] + round(count)))
+        return ends
+
+    @property
+    def updates(self) -> int:
+        return len(self._ends) - 1
+
+    def iteration(self, update: int) -> int:
+        return self._ends[min(update, self.updates)]
+
+    def micro_batches(self, update: int) -> range:
+        return range(self.iteration(update), self.iteration(update + 1))
+
+
+class GrowingBatch(Trial):
+    """批次渐大：strength 是走过全程的多少时加到 ACCUM_STEPS 个微批次。"""
+
+    def begin(self, run: Run) -> Run:
+        known = {field.name: getattr(run.settings, field.name) for field in fields(Settings)}
+        settings = _GrowingSettings(**known, growing=self.strength)
+        return dataclasses.replace(run, settings=settings)
+
+
 def _cautious(strength: float) -> Trial:
     return MatrixDecay(strength, cautious=True)
 
 
 def _steady(strength: float) -> Trial:
     return MatrixDecay(strength, steady=True)
+
+
+def _drop_embed(strength: float) -> Trial:
+    return DroppedAt(strength, "embed")
+
+
+def _drop_attention(strength: float) -> Trial:
+    return DroppedAt(strength, "attention")
+
+
+def _drop_mlp(strength: float) -> Trial:
+    return DroppedAt(strength, "mlp")
 
 
 # 配方里的小写名字 → 做法
@@ -185,4 +278,9 @@ TRIALS = {
     "cautious_decay": _cautious,
     "steady_decay": _steady,
     "taught": Taught,
+    "drop_embed": _drop_embed,
+    "drop_attention": _drop_attention,
+    "drop_mlp": _drop_mlp,
+    "drop_block": DroppedBlock,
+    "growing": GrowingBatch,
 }
