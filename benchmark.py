@@ -282,6 +282,7 @@ LEARN = {  # 十分钟里学得最多的设置；README 的模型形状不变
     "BATCH_SIZE": 8,
     "DROPOUT": 0.0,
     "DECAY_SHARE": 0.6,
+    "GROW_AT": 0.8,
 }
 
 

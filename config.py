@@ -61,7 +61,7 @@ LEARNING_RATE = 0.003  # AdamW 学习率（词嵌入与归一化权重；OPTIMIZ
 MUON_LR = 0.01  # Muon 学习率（矩阵权重）
 WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
 DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
-GROW_AT = 0.0  # 先只练前两块（快一倍），走过全程的这么多时其余的块才加入；0 = 一直练全部
+GROW_AT = "auto"  # 走过全程的多少才练第三块起的块，先前快得多；0 = 从头练全部；auto = 练得短 0.8
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）；也可写 auto：由练多长定
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
@@ -125,15 +125,6 @@ _AUTO = {
 }
 # 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
 _PORTABLE = {"temperature": 0.9, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.1}
-# 上面各常量原来的值；改成了别的就是你要的，SAMPLER=auto 也照你的
-_SHIPPED = {
-    "TEMPERATURE": 0.7,
-    "TOP_K": 20,
-    "TOP_P": 1.0,
-    "MIN_P": 0.0,
-    "REPETITION_PENALTY": 1.4,
-    "PRESENCE_PENALTY": 0.0,
-}
 
 _CHOICES = {
     "PRESET": tuple(presets.PRESETS),
@@ -148,7 +139,7 @@ _CHOICES = {
     "STUDY": ("sketch", "screen", "confirm", "few", "some", "many"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
-_AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY")
+_AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")
 _PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "REPLAY_DATA", "OUT")
 _SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 # 名字: (下限, 上限, 下限本身是否允许)
@@ -232,7 +223,7 @@ def sampling(sampler: str = "", portable: bool = False) -> dict:
 
 def _is_own(name: str) -> bool:
     """这个常量的值是人给的：写在命令行里，或与原来的不同。"""
-    return name in _given or globals()[name] != _SHIPPED.get(name, globals()[name])
+    return name in _given or globals()[name] != defaults.DEFAULTS[name]
 
 
 _given = set()

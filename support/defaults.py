@@ -36,7 +36,7 @@ DEFAULTS = {
     "MUON_LR": 0.01,
     "WARMUP_STEPS": 500,
     "DECAY_SHARE": 0.5,
-    "GROW_AT": 0.0,
+    "GROW_AT": "auto",
     "OPTIMIZER": "muon",
     "WEIGHT_DECAY": 0.1,
     "GRAD_CLIP": 1.0,

@@ -121,10 +121,6 @@ def test_sampler(monkeypatch):
     assert config.sampling() == {**readme, "temperature": 0.5}
 
 
-def test_shipped_values_are_those_in_the_file():
-    assert {name: getattr(config, name) for name in config._SHIPPED} == config._SHIPPED
-
-
 def test_missing_line_is_named_with_its_default(monkeypatch, capsys):
     monkeypatch.delattr(config, "SEED")
     with pytest.raises(SystemExit) as caught:

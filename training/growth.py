@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gpt import GPT
 from training.run import Run
 
@@ -16,9 +18,13 @@ FIRST = 2  # 起初练几块；一块学得慢得多，注意力要两块才能�
 def begin(run: Run) -> None:
     """开训或续训之前：没有练过的块先停着。"""
     model = run.model
-    count = _trained(model) or FIRST
-    if run.settings.grow_at and count <= FIRST < len(model.blocks):
+    at, rest = run.settings.grow_at, len(model.blocks) - FIRST
+    if at and rest > 0 and _trained(model) <= FIRST:
         _use(model, FIRST)
+        run.remarks.append(
+            f"由浅到深（GROW_AT={at:g}）：先只练前 {FIRST} 块，快得多；"
+            f"走过 {at:.0%} 时其余 {rest} 块加入"
+        )
 
 
 def reach(run: Run, share: float) -> None:
@@ -30,6 +36,16 @@ def reach(run: Run, share: float) -> None:
     _use(model, None)
     if share:
         run.voice.say(f"走过了 {share:.0%}：其余 {rest} 块加入训练，从这里起一次更新慢些。")
+
+
+def left(run: Run) -> float:
+    """还剩几次更新，照现在一次的工作量数：加入以后的一次更重。"""
+    s, model = run.settings, run.model
+    rest = max(0, s.updates - run.position.update)
+    if model.execution.blocks is None:
+        return rest
+    heavy = min(rest, math.floor((1 - s.grow_at) * s.updates))
+    return rest + heavy * (model.config.flops_per_token() / model.flops_per_token() - 1)
 
 
 def _trained(model: GPT) -> int:

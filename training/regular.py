@@ -1,8 +1,9 @@
-"""正则化自己定：DROPOUT=auto、WEIGHT_DECAY=auto 由这次训练过几遍数据、更新多少次来。
+"""写成 auto 的自己定：DROPOUT、WEIGHT_DECAY、GROW_AT 由这次训练过几遍数据、更新多少次来。
 
 规则是 docs/LOG.md 里“许多遍”一节的小样量出来的：
   丢弃：诗只见一两遍时没有什么可背，丢弃只碍事；见得多了，不丢弃就开始背。
   衰减：它的快慢是 1 ÷（学习率 × 衰减）次更新，约是全程的 0.45 倍时最好；所以练得越长、数越小。
+  由浅到深：不满两遍时，同样的时间里多读的诗比深的几块管用；遍数多了，深的才赢得回来。
 写了数字的照数字；续训照检查点练到现在用的那个数。
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 AUTO = "auto"
-NAMES = ("DROPOUT", "WEIGHT_DECAY")  # 可以写 auto 的
+NAMES = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")  # 可以写 auto 的
 FEW = 2.0  # 不满这么多遍
 DROPOUT = 0.1  # 遍数多时的丢弃率
+GROW_AT = 0.8  # 遍数少时，走过全程的这么多才练全部的块；见 training/growth.py
 HORIZON = 0.45  # 衰减的快慢是全程的几倍
 LEAST, MOST = 0.01, 1.0  # 衰减的下限与上限
 
@@ -40,6 +42,7 @@ def rule(plan: Plan) -> dict:
     return {
         "DROPOUT": 0.0 if plan.passes < FEW else DROPOUT,
         "WEIGHT_DECAY": float(f"{min(MOST, max(LEAST, decay)):.2g}"),
+        "GROW_AT": GROW_AT if plan.passes < FEW else 0.0,
     }
 
 
@@ -47,9 +50,10 @@ def settle(values: dict, plan: Plan, before: dict) -> Settled:
     """values：config.values()；before：检查点里用的数，新的训练为空。"""
     found = {name: before.get(name, number) for name, number in rule(plan).items()}
     chosen = {name: found[name] for name in NAMES if values[name] == AUTO}
-    if not chosen or before:
+    told = {name: number for name, number in chosen.items() if name != "GROW_AT"}  # growth 自己说
+    if not told or before:
         return Settled({**values, **chosen}, [])
-    shown = "，".join(f"{name}={number:g}" for name, number in chosen.items())
+    shown = "，".join(f"{name}={number:g}" for name, number in told.items())
     few = f"不满 {FEW:g} 遍，没有什么可背" if plan.passes < FEW else "遍数多，防着背"
     remark = (
         f"正则化（auto）：{shown}；约 {plan.passes:.1f} 遍，"

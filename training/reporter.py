@@ -6,7 +6,7 @@ import math
 import time
 
 from support import artefacts, console, hardware
-from training import memory, overfit
+from training import growth, memory, overfit
 from training.position import Position
 from training.run import Run
 
@@ -151,7 +151,7 @@ class Reporter:
         if self._foretold or seconds < 60 or done == self._first:
             return
         self._foretold = True
-        left = seconds / (done - self._first) * max(0, self.run.settings.updates - done)
+        left = seconds / (done - self._first) * growth.left(self.run)
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
         self.run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} 训练完。")
 

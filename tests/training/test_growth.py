@@ -69,7 +69,7 @@ def test_deeper_blocks_wait_and_then_learn(tmp_path, data, unbroken, capsys):
 def test_joining_is_told_once(tmp_path, data, capsys):
     loop.train(values(work_dir(tmp_path / "run", data), **DEEP))
     assert capsys.readouterr().out.count("其余 2 块加入训练") == 1
-    loop.train(values(work_dir(tmp_path / "whole", data), GPT_BLOCKS=4))
+    loop.train(values(work_dir(tmp_path / "whole", data), GPT_BLOCKS=4, GROW_AT=0.0))
     assert "加入训练" not in capsys.readouterr().out
 
 
@@ -100,8 +100,30 @@ def test_a_longer_run_does_not_stop_blocks_that_have_learnt(tmp_path, data):
     assert run.model.execution.blocks is None
 
 
+def test_auto_is_for_few_passes_and_says_so(tmp_path, data):
+    few, many = (
+        prepare.open_run(
+            values(work_dir(tmp_path / str(n), data), GPT_BLOCKS=4, GROW_AT="auto", TRAIN_ITER=n),
+            Ranks(),
+        )
+        for n in (3, 900)
+    )
+    assert few.model.execution.blocks == growth.FIRST and "由浅到深" in few.remarks[-1]
+    assert many.model.execution.blocks is None and many.settings.grow_at == 0.0
+
+
+def test_the_time_left_counts_the_heavier_updates(tmp_path, data):
+    run = prepare.open_run(values(work_dir(tmp_path / "run", data), **DEEP), Ranks())
+    assert growth.left(run) > run.settings.updates
+    growth.reach(run, 0.5)
+    assert growth.left(run) == run.settings.updates
+
+
 def test_shallow_models_and_zero_train_whole(tmp_path, data):
-    for changes in ({"GPT_BLOCKS": growth.FIRST, "GROW_AT": 0.5}, {"GPT_BLOCKS": 4}):
+    for changes in (
+        {"GPT_BLOCKS": growth.FIRST, "GROW_AT": 0.5},
+        {"GPT_BLOCKS": 4, "GROW_AT": 0.0},
+    ):
         folder = work_dir(tmp_path / str(changes["GPT_BLOCKS"]), data)
         run = prepare.open_run(values(folder, **changes), Ranks())
         assert run.model.execution.blocks is None

@@ -45,7 +45,7 @@ def test_rule_follows_the_passes_and_the_length():
 
 
 def test_numbers_win_one_by_one():
-    given = {"DROPOUT": 0.3, "WEIGHT_DECAY": "auto", "SEED": 1}
+    given = {"DROPOUT": 0.3, "WEIGHT_DECAY": "auto", "GROW_AT": 0.0, "SEED": 1}
     settled = regular.settle(given, plan(), {})
     assert settled.values["DROPOUT"] == 0.3 and settled.values["SEED"] == 1
     assert settled.values["WEIGHT_DECAY"] == regular.rule(plan())["WEIGHT_DECAY"]
