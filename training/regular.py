@@ -3,7 +3,7 @@
 规则是 docs/LOG.md 里“许多遍”一节的小样量出来的：
   丢弃：诗只见一两遍时没有什么可背，丢弃只碍事；见得多了，不丢弃就开始背。
   衰减：它的快慢是 1 ÷（学习率 × 衰减）次更新，约是全程的 0.45 倍时最好；所以练得越长、数越小。
-  由浅到深：不满两遍时，同样的时间里多读的诗比深的几块管用；遍数多了，深的才赢得回来。
+  由浅到深：全程的 token 不到参数的几倍时，同样的时间里多读的诗比深的几块管用；再长就是深的好。
 写了数字的照数字；续训照检查点练到现在用的那个数。
 """
 
@@ -15,7 +15,8 @@ AUTO = "auto"
 NAMES = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")  # 可以写 auto 的
 FEW = 2.0  # 不满这么多遍
 DROPOUT = 0.1  # 遍数多时的丢弃率
-GROW_AT = 0.8  # 遍数少时，走过全程的这么多才练全部的块；见 training/growth.py
+SHORT = 4.0  # 全程的 token 不到参数的这么多倍，就由浅到深
+GROW_AT = 0.8  # 走过全程的这么多才练全部的块；见 training/growth.py
 HORIZON = 0.45  # 衰减的快慢是全程的几倍
 LEAST, MOST = 0.01, 1.0  # 衰减的下限与上限
 
@@ -42,7 +43,7 @@ def rule(plan: Plan) -> dict:
     return {
         "DROPOUT": 0.0 if plan.passes < FEW else DROPOUT,
         "WEIGHT_DECAY": float(f"{min(MOST, max(LEAST, decay)):.2g}"),
-        "GROW_AT": GROW_AT if plan.passes < FEW else 0.0,
+        "GROW_AT": GROW_AT if plan.passes / plan.density < SHORT else 0.0,
     }
 
 
