@@ -106,7 +106,7 @@ def test_auto_is_for_few_passes_and_says_so(tmp_path, data):
             values(work_dir(tmp_path / str(n), data), GPT_BLOCKS=4, GROW_AT="auto", TRAIN_ITER=n),
             Ranks(),
         )
-        for n in (3, 900)
+        for n in (3, 3000)
     )
     assert few.model.execution.blocks == growth.FIRST and "由浅到深" in few.remarks[-1]
     assert many.model.execution.blocks is None and many.settings.grow_at == 0.0
