@@ -20,12 +20,12 @@ PRESETS = {
     "laptop": Preset(
         "笔记本的 CPU 十分钟",
         "量的：八万首，两核 AVX512-bf16 十分钟 483 次更新，验证 6.0～6.1 比特/字；慢的机器就多等",
-        {**_SHORT, "TRAIN_ITER": 480, "EVAL_EVERY": 120, "SAVE_EVERY": 120, "SAMPLE_EVERY": 240},
+        {**_SHORT, "TRAIN_ITER": 760, "EVAL_EVERY": 190, "SAVE_EVERY": 190, "SAMPLE_EVERY": 380},
     ),
     "hour": Preset(
         "同上，一小时",
         "量的：同一台一小时 2,878 次更新，5.59 比特/字，不到一遍",
-        {**_SHORT, "TRAIN_ITER": 2900, "EVAL_EVERY": 480, "SAVE_EVERY": 240, "SAMPLE_EVERY": 480},
+        {**_SHORT, "TRAIN_ITER": 4600, "EVAL_EVERY": 460, "SAVE_EVERY": 230, "SAMPLE_EVERY": 460},
     ),
     "night": Preset(
         "8 GB 显卡一夜：4,400 万参数，八万首 16 遍",
