@@ -128,6 +128,7 @@ class Stage:
             "GPT_BLOCKS": shape["n_block"],
             "BATCH_SIZE": self.pick(8, 2),
             "ACCUM_STEPS": self.pick(8, 2),
+            "GROW_AT": 0.0,  # 显存、快慢都照练全部的块量
             "MAX_NEW_TOKENS": self.pick(100, 4),
             "SAVE_EVERY": 1 << 20,
             "EVAL_EVERY": 1 << 20,
