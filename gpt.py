@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from embeding import TokenEmbedding, rope_tables, rotate
 from kernels.attention import attention_by_products, padded_length
-from kernels.cross_entropy import Chunks, Scratch, linear_cross_entropy, softmax_parts
+from kernels.cross_entropy import Chunks, Scratch, Soft, linear_cross_entropy, softmax_parts
 from kernels.dropout import FUSED, drop, random_noise
 from kernels.norm import rms_norm
 from support import hardware
@@ -358,11 +358,12 @@ class GPT(nn.Module):
         ids: torch.Tensor,
         where: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        soft: Soft | None = None,
     ) -> torch.Tensor:
         """没有 labels：(B, T) -> 对数几率 (B, T, V)。
 
         有 labels：返回这些位置交叉熵之和（标量）。where：(n,)，展平后 B·T 中要训练的位置；
-        labels：(n,)，各位置的下一个 token。
+        labels：(n,)，各位置的下一个 token。soft：老师在这些位置上的看法，只改梯度。
         """
         if labels is None:
             return self.head(self.hidden(ids))
@@ -376,6 +377,7 @@ class GPT(nn.Module):
             chunks=self.execution.chunks,
             kernel=None if self._fused() and half else self._steps.softmax,
             scratch=self.execution.scratch if self.training else None,
+            soft=soft,
         )
 
     def matrix_parameters(self) -> int:

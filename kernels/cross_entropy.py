@@ -49,6 +49,14 @@ class Chunks(NamedTuple):
     expo_rows: int  # 其中 exp 一次算多少行
 
 
+class Soft(NamedTuple):
+    """老师的看法：软目标是 softmax(hidden @ weightᵀ)，在损失里占 share 份（Hinton 2015）。"""
+
+    hidden: torch.Tensor  # (N, C')，与学生的位置一一对应
+    weight: torch.Tensor  # (V, C')
+    share: float
+
+
 def default_chunks(device: str) -> Chunks:
     """这种设备上量得最合适的大小。"""
     return Chunks(512, 64) if device == "cpu" else Chunks(2048, 2048)
@@ -85,9 +93,11 @@ def linear_cross_entropy(
     chunks: Chunks | None = None,
     kernel: Callable | None = softmax_parts,
     scratch: Scratch | None = None,
+    soft: Soft | None = None,
 ) -> torch.Tensor:
     """sum(交叉熵(hidden @ weightᵀ, labels))；hidden (N, C)，weight (V, C)，labels (N,)。
 
+    给了 soft，返回的数不变，梯度是（1 − share）× 它 + share × 与老师的概率的交叉熵 的。
     反向把 weight 的梯度加进 weight.grad，所以要用 backward()，不能用 torch.autograd.grad。
     chunks 默认按设备；kernel 是 softmax_parts 或编译过的它，None = 用 fused_softmax。
     给了 scratch 就用它的内存；再用它之前要先反向，否则反向报错。
@@ -97,7 +107,7 @@ def linear_cross_entropy(
     chunks = chunks or default_chunks(device)
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(
-            hidden, weight, labels, chunks, dtype, kernel, scratch or Scratch()
+            hidden, weight, labels, chunks, dtype, kernel, scratch or Scratch(), soft
         )
 
 
@@ -112,11 +122,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         kernel: Callable | None,
         scratch: Scratch,
+        soft: Soft | None,
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         take = functools.partial(scratch.take, device=weight.device)
         matrix = _copy_of(weight, dtype, take)  # (V', C)
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        hard = 1.0 if soft is None else 1.0 - soft.share
         if need:
             grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
             grad_weight = take("grad", weight.shape, torch.float32).zero_()
@@ -136,10 +148,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 expo = logits  # 里面已经是 exp
             total += loss[:real].sum()
             if need:
-                grad = _scaled(expo @ matrix, inverse) - matrix[target].float()  # (n, C)
+                if soft is not None:
+                    taught = _taught(soft, slice(start, start + real), dtype, take)  # (real, V)
+                    expo, inverse = _probabilities(expo, inverse), None
+                    expo[:real, : len(weight)].sub_(taught, alpha=soft.share)
+                grad = _scaled(expo @ matrix, inverse) - hard * matrix[target].float()  # (n, C)
                 grad_hidden[start : start + chunks.rows] = grad[:real]
                 product = take("product", matrix.shape, dtype)
-                _add_weight_grad(grad_weight, expo, part, inverse, target, product)
+                _add_weight_grad(grad_weight, expo, part, inverse, product)
+                grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-hard)
         if need:
             ctx.save_for_backward(grad_hidden, grad_weight)
             ctx.dtype, ctx.weight = hidden.dtype, weight
@@ -150,7 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if ctx.needs_input_grad[1]:
             gradient_of(ctx.weight).addcmul_(grad_weight.to(ctx.weight.dtype), grad_output)
-        return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 6)
+        return (grad_hidden.mul_(grad_output).to(ctx.dtype), *(None,) * 7)
 
 
 def _copy_of(weight: torch.Tensor, dtype: torch.dtype, take: Callable) -> torch.Tensor:
@@ -168,6 +185,19 @@ def _scaled(product: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor
     return product.float() if inverse is None else product.float() * inverse
 
 
+def _taught(soft: Soft, rows: slice, dtype: torch.dtype, take: Callable) -> torch.Tensor:
+    """老师在这几行上的概率 (n, V)。"""
+    part, weight = soft.hidden[rows].to(dtype), soft.weight.to(dtype)
+    logits = torch.mm(part, weight.t(), out=take("taught", (len(part), len(weight)), dtype))
+    expo = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    return expo.div_(expo.sum(-1, keepdim=True))
+
+
+def _probabilities(expo: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor:
+    """就地乘上行和的倒数；inverse 为 None 时已经是概率。"""
+    return expo if inverse is None else expo.mul_(inverse)
+
+
 def _exponentiate(
     logits: torch.Tensor, target: torch.Tensor, piece: int, kernel: Callable
 ) -> tuple:
@@ -182,13 +212,11 @@ def _add_weight_grad(
     expo: torch.Tensor,
     part: torch.Tensor,
     inverse: torch.Tensor | None,
-    target: torch.Tensor,
     product: torch.Tensor,
 ) -> None:
-    """输出层梯度：expoᵀ @ (part / 行和)，再在目标行减去 part；product 放乘积。"""
+    """输出层梯度里概率的一份：expoᵀ @ (part / 行和)；product 放乘积。"""
     scaled = part if inverse is None else (part.float() * inverse).to(part.dtype)
     if grad_weight.dtype == expo.dtype:
         grad_weight.addmm_(expo.t(), scaled)  # (V, n) @ (n, C) -> (V, C)
     else:
         grad_weight += torch.mm(expo.t(), scaled, out=product)[: len(grad_weight)]
-    grad_weight.index_add_(0, target, part.to(grad_weight.dtype), alpha=-1)

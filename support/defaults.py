@@ -9,6 +9,7 @@ DEFAULTS = {
     "CHECKPOINT": "",
     "TOKENIZER": "auto",
     "FROM": "",
+    "TEACHER": "",
     "PRESET": "readme",
     "PAD": "<|padding|>",
     "IM_START": "<|im_start|>",

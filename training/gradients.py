@@ -17,6 +17,7 @@ from training.distributed import Ranks
 from training.machine import Machine
 from training.settings import Settings
 from training.stop import StopSignal
+from training.teacher import Teacher
 from training.voice import Voice
 
 
@@ -58,6 +59,7 @@ class Gradients:
         self.seed = settings.seed
         self.may_fall_back = settings.compile == "auto"  # 编译好了的，换了形状也会再编译、再出错
         self.split = split_for(settings.budget, machine.device.type)  # 一个微批次分几份算
+        self.teacher: Teacher | None = None  # 见 TEACHER
         self._together = FlatGradients(model) if ranks.world_size > 1 else None
 
     def compute(self, batches: list, trained: int, scale: float, stop: StopSignal) -> float:
@@ -90,7 +92,8 @@ class Gradients:
         inputs, where, labels = (self.machine.tensor(array) for array in part)
         torch.manual_seed(seed)
         with self.machine.autocast():
-            loss = self.model(inputs, where, labels)
+            soft = self.teacher.soft(inputs, where) if self.teacher is not None else None
+            loss = self.model(inputs, where, labels, soft)
         (loss * weight).backward()
         return loss.detach()
 

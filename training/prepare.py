@@ -12,7 +12,7 @@ import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
-from training import growth, optim, regular, resume, warmstart
+from training import growth, optim, regular, resume, teacher, warmstart
 from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -61,6 +61,9 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         stepper=_build_stepper(model, settings, machine),
         remarks=start.remarks + remarks,
     )
+    run.gradients.teacher = ranks.together(lambda: teacher.find(settings, corpus, machine))
+    if run.gradients.teacher is not None:
+        run.remarks.append(run.gradients.teacher.told(settings.teacher))
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))

@@ -3,7 +3,8 @@
 规则是 docs/LOG.md 里“许多遍”一节的小样量出来的：
   丢弃：诗只见一两遍时没有什么可背，丢弃只碍事；见得多了，不丢弃就开始背。
   衰减：它的快慢是 1 ÷（学习率 × 衰减）次更新，约是全程的 0.45 倍时最好；所以练得越长、数越小。
-  由浅到深：全程的 token 不到参数的几倍时，同样的时间里多读的诗比深的几块管用；再长就是深的好。
+  由浅到深：诗没有读重、全程的 token 不到参数的几倍时，同样的时间里多读诗比深的几块管用；
+  再长是深的好，读重了多出来的遍数是背。
 写了数字的照数字；续训照检查点练到现在用的那个数。
 """
 
@@ -43,7 +44,7 @@ def rule(plan: Plan) -> dict:
     return {
         "DROPOUT": 0.0 if plan.passes < FEW else DROPOUT,
         "WEIGHT_DECAY": float(f"{min(MOST, max(LEAST, decay)):.2g}"),
-        "GROW_AT": GROW_AT if plan.passes / plan.density < SHORT else 0.0,
+        "GROW_AT": GROW_AT if plan.passes < min(FEW, SHORT * plan.density) else 0.0,
     }
 
 

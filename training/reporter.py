@@ -98,7 +98,8 @@ class Reporter:
     def _predicted_memory(self) -> int:
         """一次更新的峰值内存（字节）；短的训练用公式，免得多等两秒。"""
         run, s = self.run, self.run.settings
-        return memory.predict_peak(
+        extra = run.gradients.teacher.bytes() if run.gradients.teacher is not None else 0
+        return extra + memory.predict_peak(
             run.model.config,
             -(-s.batch_size // run.gradients.split),
             s.max_seq_len,

@@ -20,6 +20,7 @@ class Settings:
 
     work_dir: str
     from_: str
+    teacher: str
     max_seq_len: int
     gpt_dim: int
     gpt_head: int

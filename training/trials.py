@@ -22,11 +22,11 @@ from training import loop, prepare
 from training.batching import Batch
 from training.corpus import Corpus
 from training.distributed import Ranks
-from training.gradients import Gradients
 from training.keeper import Keeper
 from training.run import Run
 from training.schedule import ByUpdates
 from training.settings import Settings
+from training.teacher import Teacher
 
 _OTHER_SEED = 1000  # 老师的种子与学生的差这么多
 
@@ -137,31 +137,6 @@ class MatrixDecay(Trial):
             before.copy_(param)
 
 
-class TaughtGradients(Gradients):
-    """损失 =（1 − share）× 交叉熵 + share × 与老师的概率的交叉熵（Hinton et al. 2015，温度 1）。"""
-
-    def __init__(self, run: Run, teacher: GPT, share: float) -> None:
-        super().__init__(run.model, run.machine, run.settings, run.ranks, run.voice)
-        self._teacher, self._share = teacher, share
-
-    def backward(self, part: tuple, weight: float, seed: int) -> torch.Tensor:
-        inputs, where, labels = (self.machine.tensor(array) for array in part)
-        torch.manual_seed(seed)
-        with self.machine.autocast():
-            with torch.no_grad():
-                taught = self._logits(self._teacher, inputs, where).softmax(-1)  # (n, V)
-            logits = self._logits(self.model, inputs, where)
-        hard = F.cross_entropy(logits, labels, reduction="sum")
-        soft = F.cross_entropy(logits, taught, reduction="sum")
-        ((hard + self._share * (soft - hard)) * weight).backward()
-        return hard.detach()
-
-    @staticmethod
-    def _logits(model: GPT, inputs: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        hidden = model.hidden(inputs).flatten(0, 1).index_select(0, where)  # (B, T, C) -> (n, C)
-        return model.head(hidden).float()  # (n, V)
-
-
 class Taught(Trial):
     """蒸馏：同样的配方、另一个种子先练一个老师，再由它教；strength 是老师占的份。"""
 
@@ -169,8 +144,8 @@ class Taught(Trial):
         teacher = prepare.open_run({**run.values, "SEED": run.settings.seed + _OTHER_SEED}, Ranks())
         if loop.fit(teacher, ByUpdates(teacher.settings), Keeper(teacher))["stopped"]:
             raise KeyboardInterrupt
-        gradients = TaughtGradients(run, teacher.model.eval(), self.strength)
-        return dataclasses.replace(run, gradients=gradients)
+        run.gradients.teacher = Teacher(teacher.model, self.strength)
+        return run
 
 
 class DroppedAt(Trial):

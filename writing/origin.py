@@ -21,15 +21,15 @@ _IN_FOLDER = (
 )
 
 
-def open_model(given: str, work_dir: str) -> checkpoint.Model:
-    """FROM 指的模型；没有、坏了、不是本项目的形状时抛 UserError，什么都不改动。"""
+def open_model(given: str, work_dir: str, name: str = "FROM") -> checkpoint.Model:
+    """名为 name 的配置指的模型；没有、坏了、不是本项目的形状时抛 UserError，什么都不改动。"""
     try:
         return _open(_find(given, work_dir))
     except UserError as error:
         raise UserError(
-            f"FROM={given} 不能用作起点（什么都没有改动）：{error}\n"
-            f"FROM 可以是 {artefacts.BEST_MODEL}、{artefacts.CHECKPOINT}、{artefacts.MODEL_INT8}、"
-            "另一个 WORK_DIR，或 export.py 导出的 Hugging Face 目录"
+            f"{name}={given} 不能用（什么都没有改动）：{error}\n"
+            f"{name} 可以是 {artefacts.BEST_MODEL}、{artefacts.CHECKPOINT}、"
+            f"{artefacts.MODEL_INT8}、另一个 WORK_DIR，或 export.py 导出的 Hugging Face 目录"
         ) from error
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from kernels.cross_entropy import (
     Chunks,
     Scratch,
+    Soft,
     fused_softmax,
     linear_cross_entropy,
     softmax_parts,
@@ -50,6 +51,30 @@ def test_fused_cross_entropy_equals_torch(rows):
     )
     for a, b in zip(ours, plain):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [softmax_parts, None])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_teacher_changes_the_gradients_and_not_the_loss(kernel, share):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 16), torch.randn(97, 16)
+    labels = torch.randint(0, 97, (50,))
+    soft = Soft(torch.randn(50, 8), torch.randn(97, 8), share)
+    believed = (soft.hidden @ soft.weight.t()).softmax(-1)
+
+    def plain(h, w):
+        hard = F.cross_entropy(h @ w.t(), labels, reduction="sum")
+        taught = F.cross_entropy(h @ w.t(), believed, reduction="sum")
+        return (1 - share) * hard + share * taught
+
+    ours = loss_and_gradients(
+        lambda h, w: linear_cross_entropy(h, w, labels, Chunks(16, 5), kernel, soft=soft),
+        hidden,
+        weight,
+    )
+    for a, b in zip(ours[1:], loss_and_gradients(plain, hidden, weight)[1:]):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(ours[0], F.cross_entropy(hidden @ weight.t(), labels, reduction="sum"))
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")

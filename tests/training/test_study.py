@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 
@@ -16,7 +17,8 @@ from tests.small_run import ROOT
 from training import prepare, proxy, study, verdict
 from training.distributed import Ranks
 from training.study import Recipe
-from training.trials import Average, TaughtGradients
+from training.teacher import Teacher
+from training.trials import Average
 
 SHAPE = {
     "GPT_DIM": 16,
@@ -119,13 +121,15 @@ def test_a_run_that_cannot_be_made_is_named_and_the_others_go_on(small, monkeypa
 
 @pytest.mark.parametrize("name", sorted(study.TRIALS))
 def test_every_trial_changes_the_outcome_and_only_as_much_as_it_is_strong(small, name):
+    parts = {"BATCH_SIZE": 4, "ACCUM_STEPS": 2} if name == "growing" else {}
+
     def last(**changes):
-        return study.train(small, values(DROPOUT=0.0, WEIGHT_DECAY=0.0), Recipe("x", changes), 1)[
-            "last_bpc"
-        ]
+        recipe = Recipe("x", {**parts, **changes})
+        return study.train(small, values(DROPOUT=0.0, WEIGHT_DECAY=0.0), recipe, 1)["last_bpc"]
 
     plain = last()
-    strength = 0.9 if name in ("noise", "average", "taught") else 9.0
+    share = name.startswith("drop") or name in ("noise", "average", "taught")
+    strength = 0.9 if share else 9.0
     without = float(last(**{name: 0.0}))
     assert without == pytest.approx(float(plain), abs=2e-4) or name == "average"
     assert last(**{name: strength}) != plain
@@ -138,13 +142,13 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(small):
     batches = [(0, run.corpus.batch(0))]
     trained = run.corpus.size(range(1)).trained
 
-    def gradient(gradients):
-        gradients.compute(batches, trained, 1.0, run.stop)
+    def gradient(share):
+        run.gradients.teacher = None if share is None else Teacher(twin, share)
+        run.gradients.compute(batches, trained, 1.0, run.stop)
         return run.model.embed.weight.grad.clone()
 
-    plain = gradient(run.gradients)
-    alone = gradient(TaughtGradients(run, run.model, 0.0))
-    taught = gradient(TaughtGradients(run, run.model, 1.0))
+    twin = copy.deepcopy(run.model)
+    plain, alone, taught = gradient(None), gradient(0.0), gradient(1.0)
     torch.testing.assert_close(alone, plain, rtol=1e-4, atol=1e-6)
     assert taught.abs().max() < 1e-5 * plain.abs().max()
 
