@@ -200,7 +200,7 @@ class _GrowingSettings(Settings):
         """各次更新做完时是第几次迭代。"""
         ends = [0]
         while ends[-1] < self.train_iter:
-            share = ends[-1] / max(1.0, self.growing * self.train_iter)
+            share = ends[-1] / (self.growing * self.train_iter) if self.growing else 1.0
             count = self.accum_steps ** min(1.0, share)  # 一直乘同样的倍数
             ends.append(min(self.train_iter, ends[-1] + round(count)))
         return ends
