@@ -1,7 +1,7 @@
 """写成 auto 的自己定：DROPOUT、WEIGHT_DECAY、GROW_AT 由这次训练过几遍数据、更新多少次来。
 
 规则是 docs/LOG.md 里“许多遍”一节的小样量出来的：
-  丢弃：诗只见一两遍时没有什么可背，丢弃只碍事；见得多了，不丢弃就开始背。
+  丢弃：诗只见一两遍、或模型比诗小得多时背不下来，丢弃只碍事；见得多又背得下，不丢弃就开始背。
   衰减：它的快慢是 1 ÷（学习率 × 衰减）次更新，约是全程的 0.45 倍时最好；所以练得越长、数越小。
   由浅到深：诗没有读重、全程的 token 不到参数的几倍时，同样的时间里多读诗比深的几块管用；
   再长是深的好，读重了多出来的遍数是背。
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 AUTO = "auto"
 NAMES = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")  # 可以写 auto 的
-FEW = 2.0  # 不满这么多遍
+FEW = 2.0  # 不满这么多遍（每个 token 不到一个参数时，照参数少的倍数要更多遍）
 DROPOUT = 0.1  # 遍数多时的丢弃率
 SHORT = 4.0  # 全程的 token 不到参数的这么多倍，就由浅到深
 GROW_AT = 0.8  # 走过全程的这么多才练全部的块；见 training/growth.py
@@ -42,10 +42,14 @@ def rule(plan: Plan) -> dict:
     """各项的数。"""
     decay = 1 / (plan.lr * HORIZON * plan.updates)
     return {
-        "DROPOUT": 0.0 if plan.passes < FEW else DROPOUT,
+        "DROPOUT": 0.0 if _cannot_memorize(plan) else DROPOUT,
         "WEIGHT_DECAY": float(f"{min(MOST, max(LEAST, decay)):.2g}"),
         "GROW_AT": GROW_AT if plan.passes < min(FEW, SHORT * plan.density) else 0.0,
     }
+
+
+def _cannot_memorize(plan: Plan) -> bool:
+    return plan.passes * min(1.0, plan.density) < FEW
 
 
 def settle(values: dict, plan: Plan, before: dict) -> Settled:
@@ -56,7 +60,7 @@ def settle(values: dict, plan: Plan, before: dict) -> Settled:
     if not told or before:
         return Settled({**values, **chosen}, [])
     shown = "，".join(f"{name}={number:g}" for name, number in told.items())
-    few = f"不满 {FEW:g} 遍，没有什么可背" if plan.passes < FEW else "遍数多，防着背"
+    few = "见得不多或模型小，背不下来" if _cannot_memorize(plan) else "见得多又背得下，防着背"
     remark = (
         f"正则化（auto）：{shown}；约 {plan.passes:.1f} 遍，"
         f"每个 token {plan.density:.2g} 个参数，{few}"

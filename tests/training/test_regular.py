@@ -38,6 +38,7 @@ def test_rule_follows_the_passes_and_the_length():
     few, many = regular.rule(plan(1.0)), regular.rule(plan(16.0))
     assert few["DROPOUT"] == 0.0 and many["DROPOUT"] > 0.0
     assert set(few) == set(many) == set(regular.NAMES)
+    assert regular.rule(plan(16.0)._replace(density=0.03))["DROPOUT"] == 0.0
     assert few["GROW_AT"] > 0.0 and many["GROW_AT"] == 0.0
     short, long = (regular.rule(plan(updates=n))["WEIGHT_DECAY"] for n in (480, 6250))
     assert short == pytest.approx(0.46) and long == pytest.approx(0.036)
