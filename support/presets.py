@@ -18,13 +18,13 @@ _SHORT = {"ACCUM_STEPS": 1, "DROPOUT": 0.0, "DECAY_SHARE": 0.6}  # 不满一遍�
 PRESETS = {
     "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
     "laptop": Preset(
-        "笔记本的 CPU 十分钟",
-        "量的：八万首，两核 AVX512-bf16 十分钟 483 次更新，验证 6.0～6.1 比特/字；慢的机器就多等",
+        "笔记本的 CPU 十几分钟到一小时，看快慢",
+        "量的：八万首 760 次更新，6.01 比特/字；AVX2 的一个线程，旁边有人在忙，56 分钟",
         {**_SHORT, "TRAIN_ITER": 760, "EVAL_EVERY": 190, "SAVE_EVERY": 190, "SAMPLE_EVERY": 380},
     ),
     "hour": Preset(
-        "同上，一小时",
-        "量的：同一台一小时 2,878 次更新，5.59 比特/字，不到一遍",
+        "同上，六倍长",
+        "量的是由浅到深以前的：两核 AVX512-bf16 一小时 2,878 次更新，5.59 比特/字",
         {**_SHORT, "TRAIN_ITER": 4600, "EVAL_EVERY": 460, "SAVE_EVERY": 230, "SAMPLE_EVERY": 460},
     ),
     "night": Preset(
