@@ -80,9 +80,9 @@ def test_few_poems_are_taken_in_proportion(tmp_path):
 
 
 def test_finished_runs_are_not_made_again(small, monkeypatch, capsys):
-    recipes = [Recipe("today", {}), Recipe("drop0", {"DROPOUT": 0.0})]
+    recipes = [Recipe("today", {}), Recipe("drop0.2", {"DROPOUT": 0.2})]
     rows = study.carry_out(small, values(), recipes, [1])
-    assert [row["recipe"] for row in rows] == ["today", "drop0"]
+    assert [row["recipe"] for row in rows] == ["today", "drop0.2"]
     for row in rows:
         assert float(row["val_bpc"]) <= float(row["last_bpc"])
         assert len(row["curve"].split()) == study.SCORES and math.isfinite(float(row["judge_bpc"]))
