@@ -55,6 +55,7 @@ PRESETS = {
             "BATCH_SIZE": 5,
             "ACCUM_STEPS": 1,
             "DROPOUT": 0.2,
+            "GROW_AT": 0.0,  # 诗少，多读几遍是背
             "SAVE_EVERY": 100,
             "EVAL_EVERY": 50,
             "SAMPLE_EVERY": 100,
