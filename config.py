@@ -23,7 +23,6 @@ DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin，写诗时都没有就用随附的
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
 FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
-
 TEACHER = ""  # 老师：一个练好的模型，它的概率当一半的目标，教出来的更好；分词器要相同；空 = 没有
 
 # ── 整套 ──────────────────────────────────────────────────────────────
@@ -142,8 +141,8 @@ _CHOICES = {
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
 _AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")
-_PATHS = ("WORK_DIR", "RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "TEACHER", "OUT")
-_PATHS += ("REPLAY_DATA",)
+_INPUTS = ("RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "TEACHER", "REPLAY_DATA")
+_PATHS = ("WORK_DIR", *_INPUTS, "OUT")
 _SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
 # 名字: (下限, 上限, 下限本身是否允许)
 _RANGES = {

@@ -105,6 +105,8 @@ def linear_cross_entropy(
     device = hidden.device.type
     dtype = hardware.autocast_dtype(device) or hidden.dtype
     chunks = chunks or default_chunks(device)
+    if soft is not None:
+        soft = soft._replace(hidden=soft.hidden.to(dtype), weight=soft.weight.to(dtype))
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(
             hidden, weight, labels, chunks, dtype, kernel, scratch or Scratch(), soft
@@ -149,7 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += loss[:real].sum()
             if need:
                 if soft is not None:
-                    taught = _taught(soft, slice(start, start + real), dtype, take)  # (real, V)
+                    taught = _taught(soft, slice(start, start + real), take)  # (real, V)
                     expo, inverse = _probabilities(expo, inverse), None
                     expo[:real, : len(weight)].sub_(taught, alpha=soft.share)
                 grad = _scaled(expo @ matrix, inverse) - hard * matrix[target].float()  # (n, C)
@@ -185,10 +187,10 @@ def _scaled(product: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor
     return product.float() if inverse is None else product.float() * inverse
 
 
-def _taught(soft: Soft, rows: slice, dtype: torch.dtype, take: Callable) -> torch.Tensor:
+def _taught(soft: Soft, rows: slice, take: Callable) -> torch.Tensor:
     """老师在这几行上的概率 (n, V)。"""
-    part, weight = soft.hidden[rows].to(dtype), soft.weight.to(dtype)
-    logits = torch.mm(part, weight.t(), out=take("taught", (len(part), len(weight)), dtype))
+    part, weight = soft.hidden[rows], soft.weight
+    logits = torch.mm(part, weight.t(), out=take("taught", (len(part), len(weight)), part.dtype))
     expo = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     return expo.div_(expo.sum(-1, keepdim=True))
 

@@ -18,7 +18,7 @@ _SHORT = {"ACCUM_STEPS": 1, "DROPOUT": 0.0, "DECAY_SHARE": 0.6}  # 不满一遍�
 PRESETS = {
     "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
     "laptop": Preset(
-        "笔记本的 CPU 十几分钟到一小时，看快慢",
+        "笔记本的 CPU，不到一小时",
         "量的：八万首 760 次更新，6.01 比特/字；AVX2 的一个线程，旁边有人在忙，56 分钟",
         {**_SHORT, "TRAIN_ITER": 760, "EVAL_EVERY": 190, "SAVE_EVERY": 190, "SAMPLE_EVERY": 380},
     ),

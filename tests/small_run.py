@@ -6,14 +6,17 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 from unittest import mock
+
+import pytest
 
 import config
 import dataset
 from support import files, hardware
 from tests.tiny_tokenizer import train as train_tokenizer
-from training import runlog, samples
+from training import loop, runlog, samples
+from training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -46,6 +49,19 @@ def quick(poem: str | None = None) -> Iterator[None]:
         if poem is not None:
             held.enter_context(mock.patch.object(samples, "poem", lambda *_, **__: poem))
         yield
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, *updates: int) -> None:
+    """每次启动在给定的更新之前收到一次 Ctrl-C；都收过以后就练到头。"""
+    waiting, real = list(updates), loop.one_update
+
+    def one_update(run: Run, *parts: Any) -> dict:
+        if waiting and run.position.update == waiting[0]:
+            waiting.pop(0)
+            run.stop.received = 2
+        return real(run, *parts)
+
+    monkeypatch.setattr(loop, "one_update", one_update)
 
 
 def build_data(folder: Path, count: int = 60, vocab: int = 420, **options) -> Path:

@@ -59,6 +59,7 @@ def find(settings: Settings, corpus: Corpus, machine: Machine) -> Teacher | None
     if model.config.max_seq_len < settings.max_seq_len:
         raise UserError(
             f"TEACHER={given} 只读得下 {model.config.max_seq_len} 个 token，"
-            f"短于 MAX_SEQ_LEN={settings.max_seq_len}（什么都没有改动）。"
+            f"短于 MAX_SEQ_LEN={settings.max_seq_len}（什么都没有改动）。\n"
+            "请换一个 MAX_SEQ_LEN 不小于它的模型当老师。"
         )
     return Teacher(model)

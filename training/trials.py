@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from dataclasses import fields
 from typing import Iterator
 
 import numpy as np
@@ -191,7 +190,7 @@ class DroppedBlock(Trial):
 
 @dataclasses.dataclass(frozen=True)
 class _GrowingSettings(Settings):
-    """一次更新的微批次由 1 个渐渐加到 ACCUM_STEPS 个；学习率仍照走过的数据。"""
+    """一次更新的微批次由 1 个渐渐加到 ACCUM_STEPS 个；学习率照更新的次数走。"""
 
     growing: float = 0.5  # 走过全程的这么多时加到头
 
@@ -220,29 +219,11 @@ class GrowingBatch(Trial):
     """批次渐大：strength 是走过全程的多少时加到 ACCUM_STEPS 个微批次。"""
 
     def begin(self, run: Run) -> Run:
-        known = {field.name: getattr(run.settings, field.name) for field in fields(Settings)}
+        known = {
+            field.name: getattr(run.settings, field.name) for field in dataclasses.fields(Settings)
+        }
         settings = _GrowingSettings(**known, growing=self.strength)
         return dataclasses.replace(run, settings=settings)
-
-
-def _cautious(strength: float) -> Trial:
-    return MatrixDecay(strength, cautious=True)
-
-
-def _steady(strength: float) -> Trial:
-    return MatrixDecay(strength, steady=True)
-
-
-def _drop_embed(strength: float) -> Trial:
-    return DroppedAt(strength, "embed")
-
-
-def _drop_attention(strength: float) -> Trial:
-    return DroppedAt(strength, "attention")
-
-
-def _drop_mlp(strength: float) -> Trial:
-    return DroppedAt(strength, "mlp")
 
 
 # 配方里的小写名字 → 做法
@@ -250,12 +231,12 @@ TRIALS = {
     "noise": Noise,
     "average": Average,
     "embed_decay": EmbedDecay,
-    "cautious_decay": _cautious,
-    "steady_decay": _steady,
+    "cautious_decay": functools.partial(MatrixDecay, cautious=True),
+    "steady_decay": functools.partial(MatrixDecay, steady=True),
     "taught": Taught,
-    "drop_embed": _drop_embed,
-    "drop_attention": _drop_attention,
-    "drop_mlp": _drop_mlp,
+    "drop_embed": functools.partial(DroppedAt, place="embed"),
+    "drop_attention": functools.partial(DroppedAt, place="attention"),
+    "drop_mlp": functools.partial(DroppedAt, place="mlp"),
     "drop_block": DroppedBlock,
     "growing": GrowingBatch,
 }

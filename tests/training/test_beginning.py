@@ -14,7 +14,7 @@ from kernels import int8
 from support import artefacts
 from support.console import UserError
 from support.defaults import DEFAULTS
-from tests.small_run import build_data, quick, values, work_dir
+from tests.small_run import build_data, quick, stop_before, values, work_dir
 from training import beginning, loop, prepare, runlog, tuning
 from training.distributed import Ranks
 
@@ -82,15 +82,7 @@ def test_resumed_run_is_the_same_run(tmp_path, data, trained, monkeypatch, capsy
     options = {"FROM": str(old), "TRAIN_ITER": 12, "REPLAY_DATA": str(data), "REPLAY_SHARE": 0.3}
     whole, broken = (work_dir(tmp_path / name, data) for name in ("whole", "broken"))
     loop.train(values(whole, **options))
-    real, stops = loop.one_update, [2]
-
-    def one_update(run, *parts):
-        if stops and run.position.update == stops[0]:
-            stops.pop()
-            run.stop.received = 2
-        return real(run, *parts)
-
-    monkeypatch.setattr(loop, "one_update", one_update)
+    stop_before(monkeypatch, 2)
     assert loop.train(values(broken, **options))["stopped"]
     old.unlink()
     capsys.readouterr()

@@ -11,17 +11,12 @@ import checkpoint
 from gpt import GPT
 from support import cuda, hardware
 from support.console import UserError
-from tests.small_run import build_data, quick, values, work_dir
+from tests.small_run import quick, stop_before, values, work_dir
 from training import loop, optim, prepare, resume, samples, validation
 from training.distributed import LostPeer, Ranks, Told
 from training.machine import Machine
 
 CARD = torch.device("cuda", 0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -296,24 +291,13 @@ def test_w7_the_split_is_part_of_the_position(tmp_path, data, monkeypatch):
     forward_fails(monkeypatch, lambda calls: len(calls) == 1)
     loop.train(values(whole, TRAIN_ITER=12, SAVE_EVERY=6, DROPOUT=0.2))
     forward_fails(monkeypatch, lambda calls: len(calls) == 1)
-    stop_after_two_updates(monkeypatch)
+    stop_before(monkeypatch, 2)
     loop.train(values(broken, TRAIN_ITER=12, SAVE_EVERY=6, DROPOUT=0.2))
     assert checkpoint.load(broken / "checkpoint.bin")["split"] == 2
     monkeypatch.undo()
     loop.train(values(broken, TRAIN_ITER=12, SAVE_EVERY=6, DROPOUT=0.2))
     one, other = (checkpoint.load(f / "checkpoint.bin")["weights"] for f in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def stop_after_two_updates(monkeypatch):
-    real = loop.one_update
-
-    def one_update(run, *parts):
-        if run.position.update == 2:
-            run.stop.received = 2
-        return real(run, *parts)
-
-    monkeypatch.setattr(loop, "one_update", one_update)
 
 
 def test_w7_ranks_split_by_the_longest_share_not_by_the_sum():

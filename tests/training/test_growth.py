@@ -7,17 +7,12 @@ import torch
 
 import checkpoint
 from gpt import GPT, GPTConfig
-from tests.small_run import build_data, quick, values, work_dir
+from tests.small_run import quick, stop_before, values, work_dir
 from training import growth, loop, prepare
 from training.distributed import Ranks
 from training.schedule import ByUpdates
 
 DEEP = {"GPT_BLOCKS": 4, "GROW_AT": 0.5}  # 12 次更新，第 7 次起练全部
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,16 +72,9 @@ def test_joining_is_told_once(tmp_path, data, capsys):
 def test_interrupted_before_or_after_joining_is_the_same_run(
     tmp_path, data, unbroken, monkeypatch, stop
 ):
-    folder, real = work_dir(tmp_path / "run", data), loop.one_update
-
-    def one_update(run, *parts):
-        if run.position.update == stop:
-            run.stop.received = 2
-        return real(run, *parts)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "one_update", one_update)
-        assert loop.train(values(folder, **DEEP))["updates"] == stop
+    folder = work_dir(tmp_path / "run", data)
+    stop_before(monkeypatch, stop)
+    assert loop.train(values(folder, **DEEP))["updates"] == stop
     loop.train(values(folder, **DEEP))
     for name, weight in weights(unbroken).items():
         assert torch.equal(weights(folder)[name], weight)

@@ -12,16 +12,11 @@ import checkpoint
 import dataset
 from support import hardware
 from support.console import UserError
-from tests.small_run import build_data, quick, values, work_dir
+from tests.small_run import quick, values, work_dir
 from training import keeper, loop, runlog, samples, stop, validation
 from training.stepper import Stepper
 
 OPTIONS = {"TRAIN_ITER": 18, "EVAL_EVERY": 9, "SAVE_EVERY": 9, "SAMPLE_EVERY": 9}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

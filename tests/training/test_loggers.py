@@ -9,7 +9,7 @@ import pytest
 
 import config
 from support import artefacts
-from tests.small_run import build_data, values, work_dir
+from tests.small_run import values, work_dir
 from training import loggers, loop, runlog
 
 SHORT = {"TRAIN_ITER": 12, "EVAL_EVERY": 6, "SAVE_EVERY": 6, "SAMPLE_EVERY": 6}
@@ -39,11 +39,6 @@ class Notebook(loggers.Logger):
 class Broken(Notebook):
     def scalars(self, step, values):
         raise OSError("盘满了\n细节")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

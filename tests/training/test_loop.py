@@ -17,7 +17,7 @@ import dataset
 from gpt import GPT
 from support import hardware
 from support.console import UserError
-from tests.small_run import ROOT, SMALL, build_data, quick, values, work_dir
+from tests.small_run import ROOT, SMALL, build_data, quick, stop_before, values, work_dir
 from training import batching, loop, prepare, runlog, validation
 from training.distributed import Ranks
 from training.gradients import Gradients
@@ -26,11 +26,6 @@ from training.stop import Interrupted
 from writing import engine
 
 TIMED = ("tokens_per_s", "seconds")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,20 +41,6 @@ def unbroken(tmp_path_factory, data):
     folder = work_dir(tmp_path_factory.mktemp("runs") / "unbroken", data)
     loop.train(values(folder))
     return folder
-
-
-def stop_before(monkeypatch, *updates):
-    """每次启动在给定的更新之前收到一次 Ctrl-C。"""
-    waiting = list(updates)
-    real = loop.one_update
-
-    def one_update(run, *parts):
-        if waiting and run.position.update == waiting[0]:
-            waiting.pop(0)
-            run.stop.received = 2
-        return real(run, *parts)
-
-    monkeypatch.setattr(loop, "one_update", one_update)
 
 
 def log_rows(folder):

@@ -9,16 +9,11 @@ import checkpoint
 import config
 import dataset
 from support.console import UserError
-from tests.small_run import build_data, quick, values, work_dir
+from tests.small_run import build_data, quick, stop_before, values, work_dir
 from training import loop, prepare
 from training.distributed import Ranks
 
 WORD = 300
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,16 +60,8 @@ def test_an_interrupted_student_is_the_same_student(tmp_path, data, teacher, mon
     given = {"TEACHER": str(teacher)}
     whole, halved = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "halved", data)
     loop.train(values(whole, **given))
-    real = loop.one_update
-
-    def one_update(run, *parts):
-        if run.position.update == 5:
-            run.stop.received = 2
-        return real(run, *parts)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "one_update", one_update)
-        assert loop.train(values(halved, **given))["updates"] == 5
+    stop_before(monkeypatch, 5)
+    assert loop.train(values(halved, **given))["updates"] == 5
     loop.train(values(halved, **given))
     for name, weight in weights(whole).items():
         assert torch.equal(weights(halved)[name], weight)
