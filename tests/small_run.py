@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Iterator
 from unittest import mock
 
-import pytest
-
 import config
 import dataset
 from support import files, hardware
@@ -51,7 +49,7 @@ def quick(poem: str | None = None) -> Iterator[None]:
         yield
 
 
-def stop_before(monkeypatch: pytest.MonkeyPatch, *updates: int) -> None:
+def stop_before(monkeypatch: Any, *updates: int) -> None:
     """每次启动在给定的更新之前收到一次 Ctrl-C；都收过以后就练到头。"""
     waiting, real = list(updates), loop.one_update
 
