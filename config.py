@@ -63,6 +63,7 @@ MUON_LR = 0.01  # Muon 学习率（矩阵权重）
 WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
 DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
 GROW_AT = "auto"  # 走过全程的多少才练第三块起的块，先前快得多；0 = 从头练全部；auto = 练得短 0.8
+SAMPLED_SOFTMAX = "auto"  # 训练时输出层除常用的词外只抽这么多个，快；0 = 全算；auto = 诗多 2000
 OPTIMIZER = "muon"  # muon（矩阵用 Muon，其余用 AdamW）| adamw
 WEIGHT_DECAY = 0.1  # 权重衰减（只作用于矩阵）；也可写 auto：由练多长定
 GRAD_CLIP = 1.0  # 梯度裁剪（AdamW 的参数）；0 = 不裁剪
@@ -140,7 +141,7 @@ _CHOICES = {
     "STUDY": ("sketch", "screen", "confirm", "few", "some", "many"),
     "FORMAT": ("hf", "gguf", "checkpoint"),
 }
-_AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT")
+_AUTO_OR_NUMBER = ("DROPOUT", "WEIGHT_DECAY", "GROW_AT", "SAMPLED_SOFTMAX")
 _INPUTS = ("RAW_DATA", "DATA", "CHECKPOINT", "TOKENIZER", "FROM", "TEACHER", "REPLAY_DATA")
 _PATHS = ("WORK_DIR", *_INPUTS, "OUT")
 _SEVERAL = {"LOGGER": ("csv", "tensorboard", "swanlab", "wandb")}  # 可以写几个，逗号分开
@@ -168,6 +169,7 @@ _RANGES = {
     "WARMUP_STEPS": (0, 1 << 40, True),
     "DECAY_SHARE": (0.0, 1.0, True),
     "GROW_AT": (0.0, 0.95, True),
+    "SAMPLED_SOFTMAX": (0.0, 1e6, True),
     "WEIGHT_DECAY": (0.0, 10.0, True),
     "GRAD_CLIP": (0.0, math.inf, True),
     "SAVE_EVERY": (1, 1 << 40, True),

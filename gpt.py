@@ -24,7 +24,14 @@ from torch.utils.checkpoint import checkpoint
 
 from embeding import TokenEmbedding, rope_tables, rotate
 from kernels.attention import attention_by_products, padded_length
-from kernels.cross_entropy import Chunks, Scratch, Soft, linear_cross_entropy, softmax_parts
+from kernels.cross_entropy import (
+    Candidates,
+    Chunks,
+    Scratch,
+    Soft,
+    linear_cross_entropy,
+    softmax_parts,
+)
 from kernels.dropout import FUSED, drop, random_noise
 from kernels.norm import rms_norm
 from support import hardware
@@ -359,11 +366,13 @@ class GPT(nn.Module):
         where: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         soft: Soft | None = None,
+        candidates: Candidates | None = None,
     ) -> torch.Tensor:
         """没有 labels：(B, T) -> 对数几率 (B, T, V)。
 
         有 labels：返回这些位置交叉熵之和（标量）。where：(n,)，展平后 B·T 中要训练的位置；
         labels：(n,)，各位置的下一个 token。soft：老师在这些位置上的看法，只改梯度。
+        candidates：只在词表的这几个词里算，labels 是在这里面的第几个；得到的是估计。
         """
         if labels is None:
             return self.head(self.hidden(ids))
@@ -378,13 +387,15 @@ class GPT(nn.Module):
             kernel=None if self._fused() and half else self._steps.softmax,
             scratch=self.execution.scratch if self.training else None,
             soft=soft,
+            candidates=candidates,
         )
 
     def matrix_parameters(self) -> int:
         """见 GPTConfig.matrix_parameters。"""
         return self.config.matrix_parameters()
 
-    def flops_per_token(self) -> int:
-        """见 GPTConfig.flops_per_token；只算一部分块时，只数这些。"""
-        count = self.execution.blocks or self.config.n_block
-        return replace(self.config, n_block=count).flops_per_token()
+    def flops_per_token(self, words: int | None = None, whole: bool = False) -> int:
+        """见 GPTConfig.flops_per_token；输出层只算 words 个词、停着的块（除非 whole）不数。"""
+        config, blocks = self.config, None if whole else self.execution.blocks
+        config = replace(config, vocab_size=words or config.vocab_size)
+        return replace(config, n_block=blocks or config.n_block).flops_per_token()

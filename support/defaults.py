@@ -38,6 +38,7 @@ DEFAULTS = {
     "WARMUP_STEPS": 500,
     "DECAY_SHARE": 0.5,
     "GROW_AT": "auto",
+    "SAMPLED_SOFTMAX": "auto",
     "OPTIMIZER": "muon",
     "WEIGHT_DECAY": 0.1,
     "GRAD_CLIP": 1.0,

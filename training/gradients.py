@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from kernels.cross_entropy import Candidates
 from support import hardware
 from support.console import UserError
 from training.batching import split_for
 from training.distributed import Ranks
 from training.machine import Machine
+from training.sampled import Sampler
 from training.settings import Settings
 from training.stop import StopSignal
 from training.teacher import Teacher
@@ -60,6 +62,7 @@ class Gradients:
         self.may_fall_back = settings.compile == "auto"  # 编译好了的，换了形状也会再编译、再出错
         self.split = split_for(settings.budget, machine.device.type)  # 一个微批次分几份算
         self.teacher: Teacher | None = None  # 见 TEACHER
+        self.sampler: Sampler | None = None  # 见 SAMPLED_SOFTMAX
         self._together = FlatGradients(model) if ranks.world_size > 1 else None
 
     def compute(self, batches: list, trained: int, scale: float, stop: StopSignal) -> float:
@@ -89,13 +92,28 @@ class Gradients:
 
     def backward(self, part: tuple, weight: float, seed: int) -> torch.Tensor:
         """一份微批次的前向与反向；返回损失之和（不求导的标量）。"""
+        part, candidates = self._sampled(part, seed)
         inputs, where, labels = (self.machine.tensor(array) for array in part)
         torch.manual_seed(seed)
         with self.machine.autocast():
             soft = self.teacher.soft(inputs, where) if self.teacher is not None else None
-            loss = self.model(inputs, where, labels, soft)
+            loss = self.model(inputs, where, labels, soft, candidates)
         (loss * weight).backward()
         return loss.detach()
+
+    def flops_per_token(self, whole: bool = False) -> int:
+        """训练一个 token 要算多少：没有抽到的词不数，停着的块也不数（whole 时数）。"""
+        words = self.sampler.words if self.sampler is not None else None
+        return self.model.flops_per_token(words, whole)
+
+    def _sampled(self, part: tuple, seed: int) -> tuple:
+        """(换成抽样里的编号的一份微批次, 抽到的词)；算全部的词时原样、None。"""
+        inputs, where, labels = part
+        drawn = self.sampler and self.sampler.draw(np.asarray(labels), seed)
+        if drawn is None:
+            return part, None
+        words = Candidates(self.machine.tensor(drawn.rows), self.machine.tensor(drawn.bias))
+        return (inputs, where, drawn.labels), words
 
     def _attempt(self, batches: list, weight: float, stop: StopSignal) -> tuple:
         """本进程的 (损失之和, 显存是否不足)。"""

@@ -40,12 +40,12 @@ def reach(run: Run, share: float) -> None:
 
 def left(run: Run) -> float:
     """还剩几次更新，照现在一次的工作量数：加入以后的一次更重。"""
-    s, model = run.settings, run.model
+    s, work = run.settings, run.gradients.flops_per_token
     rest = max(0, s.updates - run.position.update)
-    if model.execution.blocks is None:
+    if run.model.execution.blocks is None:
         return rest
     heavy = min(rest, math.floor((1 - s.grow_at) * s.updates))
-    return rest + heavy * (model.config.flops_per_token() / model.flops_per_token() - 1)
+    return rest + heavy * (work(whole=True) / work() - 1)
 
 
 def _trained(model: GPT) -> int:

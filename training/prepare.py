@@ -12,7 +12,7 @@ import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
-from training import growth, optim, regular, resume, teacher, warmstart
+from training import growth, optim, regular, resume, sampled, teacher, warmstart
 from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -64,6 +64,9 @@ def open_run(values: dict, ranks: Ranks) -> Run:
     run.gradients.teacher = ranks.together(lambda: teacher.find(settings, corpus, machine))
     if run.gradients.teacher is not None:
         run.remarks.append(run.gradients.teacher.told(settings.teacher))
+    if settings.sampled_softmax >= 1:
+        counts = sampled.count(corpus.data.stream("train")[0], model.config.vocab_size)
+        run.gradients.sampler = sampled.Sampler(counts, int(settings.sampled_softmax))
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))
@@ -91,6 +94,7 @@ def _settle(values: dict, corpus: Corpus, newest: resume.Newest | None) -> regul
         updates=settings.updates,
         lr=settings.muon_lr if settings.optimizer == "muon" else settings.learning_rate,
         density=_shape(settings, corpus).matrix_parameters() / tokens,
+        tokens=tokens,
     )
     return regular.settle(values, plan, newest.regular if newest is not None else {})
 

@@ -121,7 +121,7 @@ class Reporter:
         """把 train_log.csv 的一行写在进度条后面。"""
         run = self.run
         speed, best = float(row["tokens_per_s"]), run.position.best.val_bpc
-        mfu = run.model.flops_per_token() * speed / self.peak / run.ranks.world_size
+        mfu = run.gradients.flops_per_token() * speed / self.peak / run.ranks.world_size
         shown = f"{best:.3f}" if math.isfinite(best) else "—"
         run.voice.show(
             row["iter"],

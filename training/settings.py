@@ -37,6 +37,7 @@ class Settings:
     warmup_steps: int
     decay_share: float
     grow_at: float
+    sampled_softmax: float
     optimizer: str
     weight_decay: float
     grad_clip: float

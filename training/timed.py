@@ -19,6 +19,7 @@ class TimedRun(NamedTuple):
     """按秒数训练过的一次训练。"""
 
     run: Run
+    work: float  # 一共算了多少，FLOP
     peak: float  # 矩阵乘的峰值，FLOP/s
 
     def speed(self) -> dict:
@@ -27,7 +28,7 @@ class TimedRun(NamedTuple):
         speed = here.tokens / here.seconds
         return {
             "useful_tokens_per_s": round(speed, 1),
-            "mfu": round(self.run.model.flops_per_token() * speed / self.peak, 4),
+            "mfu": round(self.work / here.seconds / self.peak, 4),
             "peak_gflops": round(self.peak / 1e9, 1),
             "peak_memory_mb": peak_memory_mb(machine.device),
             "updates": here.update,
@@ -44,13 +45,18 @@ class Stopwatch(Keeper):
     def __init__(self, run: Run, seconds: float) -> None:
         super().__init__(run)
         self.seconds = seconds
+        self.work = 0.0
+        self._counted = 0  # 算进 work 的 token
 
     def start(self) -> None:
         self.run.voice.open_bar(round(self.seconds), "秒")
 
     def reached(self, row: dict) -> None:
-        self.run.position.pending = None
-        done = min(round(self.seconds), int(self.run.position.seconds))
+        here = self.run.position
+        here.pending = None
+        self.work += (here.tokens - self._counted) * self.run.gradients.flops_per_token()
+        self._counted = here.tokens
+        done = min(round(self.seconds), int(here.seconds))
         self.run.voice.show(done, f"损失 {row['loss']} {row['tokens_per_s']} token/s")
 
 
@@ -59,8 +65,11 @@ def timed_run(values: dict, seconds: float) -> TimedRun:
     run = prepare.open_run({**values, "TRAIN_ITER": 1 << 40, "RESUME": "off"}, Ranks())
     peak = hardware.measure_peak(run.machine.device, run.machine.dtype)
     schedule = BySeconds(seconds, run.settings.decay_share)
-    loop.fit(run, schedule, Stopwatch(run, seconds))
-    return TimedRun(run, max(peak, hardware.measure_peak(run.machine.device, run.machine.dtype)))
+    watch = Stopwatch(run, seconds)
+    loop.fit(run, schedule, watch)
+    return TimedRun(
+        run, watch.work, max(peak, hardware.measure_peak(run.machine.device, run.machine.dtype))
+    )
 
 
 def peak_memory_mb(device: torch.device) -> int:

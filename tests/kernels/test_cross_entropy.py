@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.cross_entropy import (
+    Candidates,
     Chunks,
     Scratch,
     Soft,
@@ -75,6 +76,35 @@ def test_a_teacher_changes_the_gradients_and_not_the_loss(kernel, share):
     for a, b in zip(ours[1:], loss_and_gradients(plain, hidden, weight)[1:]):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     assert torch.allclose(ours[0], F.cross_entropy(hidden @ weight.t(), labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("kernel", [softmax_parts, None])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_only_the_candidates_are_computed(kernel, share):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 16), torch.randn(97, 16)
+    words = Candidates(torch.randperm(97)[:40], torch.rand(40) * 2)
+    labels = torch.randint(0, 40, (50,))
+    soft = None if share is None else Soft(torch.randn(50, 8), torch.randn(97, 8), share)
+
+    def plain(h, w):
+        logits = h @ w[words.rows].t() + words.bias
+        hard = F.cross_entropy(logits, labels, reduction="sum")
+        if soft is None:
+            return hard
+        believed = (soft.hidden @ soft.weight[words.rows].t() + words.bias).softmax(-1)
+        taught = F.cross_entropy(logits, believed, reduction="sum")
+        return hard + share * (taught - taught.detach() - hard + hard.detach())
+
+    ours = loss_and_gradients(
+        lambda h, w: linear_cross_entropy(
+            h, w, labels, Chunks(16, 5), kernel, soft=soft, candidates=words
+        ),
+        hidden,
+        weight,
+    )
+    for a, b in zip(ours, loss_and_gradients(plain, hidden, weight)):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")

@@ -45,12 +45,18 @@ SMALL = {
     "COMPILE": "off",
     "DIST_TIMEOUT": 2.0,
 }
-KINDS = {  # 名字 → 优化器、丢弃率、起点、由浅到深
+KINDS = {  # 名字 → 优化器、丢弃率、起点、由浅到深与抽样
     "muon_dropout": {"OPTIMIZER": "muon", "DROPOUT": 0.2},
     "adamw_plain": {"OPTIMIZER": "adamw", "DROPOUT": 0.0, "INIT": "data"},
     "muon_plain": {"OPTIMIZER": "muon", "DROPOUT": 0.0},
     "adamw_dropout": {"OPTIMIZER": "adamw", "DROPOUT": 0.2},
-    "muon_growing": {"OPTIMIZER": "muon", "DROPOUT": 0.2, "GPT_BLOCKS": 3, "GROW_AT": 0.5},
+    "muon_growing": {
+        "OPTIMIZER": "muon",
+        "DROPOUT": 0.2,
+        "GPT_BLOCKS": 3,
+        "GROW_AT": 0.5,
+        "SAMPLED_SOFTMAX": 20,
+    },
 }
 HALF = 14  # 在第几次更新（从 0 数）上停下
 

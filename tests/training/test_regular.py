@@ -40,6 +40,8 @@ def test_rule_follows_the_passes_and_the_length():
     assert set(few) == set(many) == set(regular.NAMES)
     assert regular.rule(plan(16.0)._replace(density=0.03))["DROPOUT"] == 0.0
     assert few["GROW_AT"] > 0.0 and many["GROW_AT"] == 0.0
+    assert few["SAMPLED_SOFTMAX"] == 0
+    assert regular.rule(plan()._replace(tokens=10**7))["SAMPLED_SOFTMAX"] > 0
     short, long = (regular.rule(plan(updates=n))["WEIGHT_DECAY"] for n in (480, 6250))
     assert short == pytest.approx(0.46) and long == pytest.approx(0.036)
     assert regular.rule(plan(updates=1))["WEIGHT_DECAY"] == regular.MOST
@@ -47,7 +49,13 @@ def test_rule_follows_the_passes_and_the_length():
 
 
 def test_numbers_win_one_by_one():
-    given = {"DROPOUT": 0.3, "WEIGHT_DECAY": "auto", "GROW_AT": 0.0, "SEED": 1}
+    given = {
+        "DROPOUT": 0.3,
+        "WEIGHT_DECAY": "auto",
+        "GROW_AT": 0.0,
+        "SAMPLED_SOFTMAX": 0,
+        "SEED": 1,
+    }
     settled = regular.settle(given, plan(), {})
     assert settled.values["DROPOUT"] == 0.3 and settled.values["SEED"] == 1
     assert settled.values["WEIGHT_DECAY"] == regular.rule(plan())["WEIGHT_DECAY"]
