@@ -301,7 +301,8 @@ def learn() -> dict:
     if aside is not None:
         print(f"已有的 {best.name} 改名为 {aside.name}")
     checkpoint.save(best, resume.state_of(run, full=False))
-    shown = (*LEARN, "LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY", "MAX_SEQ_LEN")
+    rates = ("LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY")
+    shown = (*LEARN, "SAMPLED_SOFTMAX", *rates, "MAX_SEQ_LEN")
     result["settings"] = {name: run.values[name] for name in shown}
     return result
 

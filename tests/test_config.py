@@ -174,7 +174,7 @@ def test_edits_and_the_command_line_win_over_the_preset(monkeypatch, nothing_giv
 def test_a_preset_written_in_the_file_counts(monkeypatch, nothing_given):
     monkeypatch.setattr(config, "PRESET", "laptop")
     config.load("", [])
-    assert (config.TRAIN_ITER, config.DROPOUT) == (760, 0.0)
+    assert (config.TRAIN_ITER, config.DROPOUT) == (1200, 0.0)
 
 
 def test_the_usual_preset_changes_nothing(nothing_given):
