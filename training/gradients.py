@@ -150,6 +150,5 @@ class Gradients:
         self.split *= 2
         self.clear()
         hardware.forget_freed_memory(self.machine.device)
-        self.voice.say(
-            f"显存不够，改成每个微批次分 {self.split} 份计算（梯度不变），重做这次更新。"
-        )
+        same = "梯度不变" if self.sampler is None else "各抽各的词，梯度的期望不变"
+        self.voice.say(f"显存不够，改成每个微批次分 {self.split} 份计算（{same}），重做这次更新。")

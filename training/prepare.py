@@ -64,9 +64,9 @@ def open_run(values: dict, ranks: Ranks) -> Run:
     run.gradients.teacher = ranks.together(lambda: teacher.find(settings, corpus, machine))
     if run.gradients.teacher is not None:
         run.remarks.append(run.gradients.teacher.told(settings.teacher))
-    if settings.sampled_softmax >= 1:
-        counts = sampled.count(corpus.data.stream("train")[0], model.config.vocab_size)
-        run.gradients.sampler = sampled.Sampler(counts, int(settings.sampled_softmax))
+    run.gradients.sampler = sampled.find(settings, corpus)
+    if run.gradients.sampler is not None:
+        run.remarks.append(run.gradients.sampler.told())
     model.configure(quantum=max(1, settings.budget // run.gradients.split // _STEPS_OF_SHAPE))
     if newest is not None:
         resume.restore(run, ranks.share(saved, newest.source))

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from training.corpus import Corpus
+from training.settings import Settings
+
 _PIECE = 1 << 20  # 数词频时一次读这么多 token
 _ENOUGH = 1 << 24  # 数这么多 token 就知道哪些常用
 
@@ -47,6 +50,14 @@ class Sampler:
         self._always = np.zeros(len(counts), dtype=bool)
         self._always[common] = True
 
+    def told(self) -> str:
+        """开场说的一行。"""
+        common = np.count_nonzero(self._always)
+        return (
+            f"抽样的 softmax（SAMPLED_SOFTMAX={self.draws}）：输出层只算常用的 {common} 个词、"
+            f"要猜的和抽到的 {self.draws} 个，损失是估计；验证算全部 {len(self._always)} 个"
+        )
+
     def draw(self, labels: np.ndarray, seed: int) -> Drawn | None:
         """labels (n,)：各位置的下一个 token → 这一份算哪些词；几乎是全部时为 None。"""
         certain = self._always.copy()
@@ -63,3 +74,11 @@ class Sampler:
         place = np.zeros(len(certain), dtype=np.int64)
         place[rows] = np.arange(total)
         return Drawn(place[labels], rows, bias)
+
+
+def find(settings: Settings, corpus: Corpus) -> Sampler | None:
+    """SAMPLED_SOFTMAX 要的；没有要、词表太小时为 None。"""
+    draws, size = int(settings.sampled_softmax), corpus.tokenizer.vocab_size
+    if draws < 1 or (1 + Sampler.COMMON) * draws > Sampler.WORTH * size:
+        return None
+    return Sampler(count(corpus.data.stream("train")[0], size), draws)

@@ -79,6 +79,16 @@ def test_training_with_it_learns_as_much(tmp_path, data):
     assert drawn is not None and ours == pytest.approx(whole, abs=0.15)
 
 
+def test_it_is_told_when_it_is_used(tmp_path, data):
+    def remarks(draws):
+        folder = work_dir(tmp_path / str(draws), data)
+        run = prepare.open_run(values(folder, SAMPLED_SOFTMAX=draws), Ranks())
+        return [line for line in run.remarks if "SAMPLED_SOFTMAX" in line]
+
+    assert len(remarks(30)) == 1
+    assert remarks(0) == remarks(2000) == []
+
+
 def test_fewer_operations_are_counted(tmp_path, data):
     run = prepare.open_run(values(work_dir(tmp_path / "run", data), **SAMPLED), Ranks())
     before = run.gradients.flops_per_token()
