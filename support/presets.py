@@ -18,13 +18,13 @@ _SHORT = {"ACCUM_STEPS": 1, "DROPOUT": 0.0, "DECAY_SHARE": 0.6}  # 不满一遍�
 PRESETS = {
     "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
     "laptop": Preset(
-        "笔记本的 CPU，不到一小时",
-        "量的：八万首 760 次更新，6.01 比特/字；AVX2 的一个线程，旁边有人在忙，56 分钟",
+        "笔记本的 CPU，一小时上下",
+        "量的：八万首 1,200 次更新，5.88 比特/字；AVX2 的一个线程，旁边有人在忙，66 分钟",
         {**_SHORT, "TRAIN_ITER": 1200, "EVAL_EVERY": 300, "SAVE_EVERY": 200, "SAMPLE_EVERY": 600},
     ),
     "hour": Preset(
         "同上，五倍长",
-        "量的是由浅到深以前的：两核 AVX512-bf16 一小时 2,878 次更新，5.59 比特/字",
+        "量的是由浅到深、抽样以前的：两核 AVX512-bf16 一小时 2,878 次更新，5.59 比特/字",
         {**_SHORT, "TRAIN_ITER": 6000, "EVAL_EVERY": 600, "SAVE_EVERY": 300, "SAMPLE_EVERY": 600},
     ),
     "night": Preset(

@@ -44,12 +44,12 @@ def compiler(monkeypatch):
 def forward_fails(monkeypatch, when, text="CUDA out of memory. Tried to allocate 2.00 GiB"):
     real, calls = GPT.forward, []
 
-    def forward(self, ids, where=None, labels=None, soft=None):
+    def forward(self, ids, where=None, labels=None, *rest):
         if labels is not None:
             calls.append(len(ids))
             if when(calls):
                 raise RuntimeError(text)
-        return real(self, ids, where, labels, soft)
+        return real(self, ids, where, labels, *rest)
 
     monkeypatch.setattr(GPT, "forward", forward)
 
@@ -109,11 +109,11 @@ def test_a_recompilation_that_fails_falls_back(
     folder = work_dir(tmp_path / "run", data)
     real, calls = GPT.forward, []
 
-    def forward(self, ids, where=None, labels=None, soft=None):
+    def forward(self, ids, where=None, labels=None, *rest):
         calls.append(1)
         if len(calls) == 6:
             raise BackendError("ptxas died")
-        return real(self, ids, where, labels, soft)
+        return real(self, ids, where, labels, *rest)
 
     monkeypatch.setattr(GPT, "forward", forward)
     monkeypatch.setattr(loop.ByUpdates, "is_long", lambda *_: True)

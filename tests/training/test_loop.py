@@ -234,10 +234,10 @@ def out_of_memory_above(monkeypatch, rows):
     """一次前向超过 rows 行就显存不足。"""
     real = GPT.forward
 
-    def forward(self, ids, where=None, labels=None, soft=None):
+    def forward(self, ids, where=None, labels=None, *rest):
         if labels is not None and len(ids) > rows:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(self, ids, where, labels, soft)
+        return real(self, ids, where, labels, *rest)
 
     monkeypatch.setattr(GPT, "forward", forward)
 
