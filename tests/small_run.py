@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Iterator
 from unittest import mock
 
+import torch
+
+import checkpoint
 import config
 import dataset
 from support import files, hardware
@@ -83,3 +86,19 @@ def work_dir(folder: Path, data: Path) -> Path:
 def values(folder: Path, **changes) -> dict:
     """训练用的全部配置值。"""
     return {**config.values(), **SMALL, "WORK_DIR": str(folder), **changes}
+
+
+def weights(folder: Path, name: str = "checkpoint.bin") -> dict:
+    """练出的权重。"""
+    return checkpoint.load(folder / name)["weights"]
+
+
+def same_when_interrupted(monkeypatch: Any, folder: Path, data: Path, **changes) -> bool:
+    """第 5 次更新之前停下再续训，与一口气练完的权重逐位相同。"""
+    whole, halved = work_dir(folder / "whole", data), work_dir(folder / "halved", data)
+    loop.train(values(whole, **changes))
+    stop_before(monkeypatch, 5)
+    assert loop.train(values(halved, **changes))["updates"] == 5
+    loop.train(values(halved, **changes))
+    resumed = weights(halved)
+    return all(torch.equal(resumed[name], weight) for name, weight in weights(whole).items())

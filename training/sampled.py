@@ -26,7 +26,7 @@ class Drawn(NamedTuple):
     bias: np.ndarray  # (M,) float32，加在对数几率上：−log(被抽中的概率)
 
 
-def count(ids: np.ndarray, size: int) -> np.ndarray:
+def frequencies(ids: np.ndarray, size: int) -> np.ndarray:
     """ids (N,) 里各词出现几次，int64 (size,)；很多时只数前面的。"""
     pieces = range(0, min(len(ids), _ENOUGH), _PIECE)
     return sum(
@@ -81,4 +81,4 @@ def find(settings: Settings, corpus: Corpus) -> Sampler | None:
     draws, size = int(settings.sampled_softmax), corpus.tokenizer.vocab_size
     if draws < 1 or (1 + Sampler.COMMON) * draws > Sampler.WORTH * size:
         return None
-    return Sampler(count(corpus.data.stream("train")[0], size), draws)
+    return Sampler(frequencies(corpus.data.stream("train")[0], size), draws)

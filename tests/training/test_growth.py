@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import checkpoint
 from gpt import GPT, GPTConfig
-from tests.small_run import quick, stop_before, values, work_dir
+from tests.small_run import quick, stop_before, values, weights, work_dir
 from training import growth, loop, prepare
 from training.distributed import Ranks
 from training.schedule import ByUpdates
@@ -26,10 +25,6 @@ def unbroken(tmp_path_factory, data):
     folder = work_dir(tmp_path_factory.mktemp("runs") / "unbroken", data)
     loop.train(values(folder, **DEEP))
     return folder
-
-
-def weights(folder, name="checkpoint.bin"):
-    return checkpoint.load(folder / name)["weights"]
 
 
 def of_blocks(found, *numbers):

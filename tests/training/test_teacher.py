@@ -9,7 +9,7 @@ import checkpoint
 import config
 import dataset
 from support.console import UserError
-from tests.small_run import build_data, quick, stop_before, values, work_dir
+from tests.small_run import build_data, quick, same_when_interrupted, values, work_dir
 from training import loop, prepare
 from training.distributed import Ranks
 
@@ -37,10 +37,6 @@ def teacher(tmp_path_factory, data):
     return folder
 
 
-def weights(folder):
-    return checkpoint.load(folder / "checkpoint.bin")["weights"]
-
-
 def test_a_student_follows_its_teacher(tmp_path, data, teacher, capsys):
     def belief(name, **changes):
         folder = work_dir(tmp_path / name, data)
@@ -57,14 +53,7 @@ def test_a_student_follows_its_teacher(tmp_path, data, teacher, capsys):
 
 
 def test_an_interrupted_student_is_the_same_student(tmp_path, data, teacher, monkeypatch):
-    given = {"TEACHER": str(teacher)}
-    whole, halved = work_dir(tmp_path / "whole", data), work_dir(tmp_path / "halved", data)
-    loop.train(values(whole, **given))
-    stop_before(monkeypatch, 5)
-    assert loop.train(values(halved, **given))["updates"] == 5
-    loop.train(values(halved, **given))
-    for name, weight in weights(whole).items():
-        assert torch.equal(weights(halved)[name], weight)
+    assert same_when_interrupted(monkeypatch, tmp_path, data, TEACHER=str(teacher))
 
 
 def test_a_teacher_that_cannot_teach_is_refused(tmp_path, data, teacher):
