@@ -301,7 +301,7 @@ def learn() -> dict:
     if aside is not None:
         print(f"已有的 {best.name} 改名为 {aside.name}")
     checkpoint.save(best, resume.state_of(run, full=False))
-    rates = ("LEARNING_RATE", "MUON_LR", "OPTIMIZER", "WEIGHT_DECAY")
+    rates = ("LEARNING_RATE", "MUON_LR", "CHAR_LR", "OPTIMIZER", "WEIGHT_DECAY")
     shown = (*LEARN, "SAMPLED_SOFTMAX", *rates, "MAX_SEQ_LEN")
     result["settings"] = {name: run.values[name] for name in shown}
     return result

@@ -60,6 +60,7 @@ BATCH_SIZE = 8  # 批次大小：一个微批次填满 BATCH_SIZE × MAX_SEQ_LEN
 ACCUM_STEPS = 8  # 梯度累积：几次迭代更新一次权重
 LEARNING_RATE = 0.003  # AdamW 学习率（词嵌入与归一化权重；OPTIMIZER=adamw 时用于全部）
 MUON_LR = 0.01  # Muon 学习率（矩阵权重）
+CHAR_LR = 0.003  # 同一个字的词一起学的学习率：少见的词学得好得多；0 = 各学各的
 WARMUP_STEPS = 500  # 预热的更新次数（至多为总更新数的 10%）
 DECAY_SHARE = 0.5  # 学习率在最后这一部分更新里线性降到 0
 GROW_AT = "auto"  # 走过全程的多少才练第三块起的块，先前快得多；0 = 从头练全部；auto = 练得短 0.8
@@ -166,6 +167,7 @@ _RANGES = {
     "ACCUM_STEPS": (1, 1 << 20, True),
     "LEARNING_RATE": (0.0, 1.0, False),
     "MUON_LR": (0.0, 1.0, False),
+    "CHAR_LR": (0.0, 1.0, True),
     "WARMUP_STEPS": (0, 1 << 40, True),
     "DECAY_SHARE": (0.0, 1.0, True),
     "GROW_AT": (0.0, 0.95, True),

@@ -33,3 +33,13 @@ def gradient_of(weight: torch.Tensor) -> torch.Tensor:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
+
+
+def sum_rows(table: torch.Tensor, ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """table (V, C) 的几行相加，不求导：结果的第 k 行是 ids (P,) 从 starts[k] 起、到下一个为止的各行
+    之和；-> (B, C)，B 是 starts 的长度。每行由一个线程依次加，所以各进程逐位相同。
+    """
+    device = table.device
+    if device.type == "mps":  # 旧的 torch 在这里没有这个算子
+        table, ids, starts = table.cpu(), ids.cpu(), starts.cpu()
+    return F.embedding_bag(ids, table.detach(), starts, mode="sum").to(device)

@@ -35,6 +35,7 @@ DEFAULTS = {
     "ACCUM_STEPS": 8,
     "LEARNING_RATE": 0.003,
     "MUON_LR": 0.01,
+    "CHAR_LR": 0.003,
     "WARMUP_STEPS": 500,
     "DECAY_SHARE": 0.5,
     "GROW_AT": "auto",

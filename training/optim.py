@@ -1,4 +1,4 @@
-"""优化器：矩阵用 Muon，其余用 AdamW；或全部用 AdamW。"""
+"""优化器：矩阵用 Muon，其余用 AdamW，或全部用 AdamW；词嵌入里的字另走一步。"""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from gpt import GPT
+from training.characters import CharAdamW, Spelling
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NEWER = ("chars",)  # 旧的检查点里没有、从头来也不碍事的
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:
@@ -99,7 +101,8 @@ class Optimizers:
     def load_state_dict(self, states: dict) -> None:
         for name, member in self.members.items():
             groups = member.state_dict()["param_groups"]
-            member.load_state_dict({"state": states[name], "param_groups": groups})
+            state = states.get(name, {}) if name in _NEWER else states[name]
+            member.load_state_dict({"state": state, "param_groups": groups})
 
 
 def build(
@@ -109,8 +112,13 @@ def build(
     muon_lr: float,
     weight_decay: float,
     dtype: torch.dtype = torch.float32,
+    spelling: Spelling | None = None,
+    char_lr: float = 0.0,
 ) -> Optimizers:
-    """kind = muon | adamw；dtype 是 Muon 正交化的精度（fp32 时单卡与多卡才一致）。"""
+    """kind = muon | adamw；dtype 是 Muon 正交化的精度（fp32 时单卡与多卡才一致）。
+
+    给了 spelling，同一个字的词一起学，学习率是 char_lr。
+    """
     named = list(model.named_parameters())
     matrices = [(n, p) for n, p in named if p.dim() == 2 and not n.startswith("embed.")]
     embeddings = [p for n, p in named if p.dim() == 2 and n.startswith("embed.")]
@@ -126,7 +134,10 @@ def build(
         members["muon"] = Muon([group], lr=muon_lr, weight_decay=weight_decay, dtype=dtype)
     else:
         adam_groups.append({"params": [p for _, p in matrices], "weight_decay": weight_decay})
-    members["adamw"] = torch.optim.AdamW(adam_groups, lr=lr, betas=(0.9, 0.95), **_fused(model))
+    options = {"betas": (0.9, 0.95), **_fused(model)}
+    members["adamw"] = torch.optim.AdamW(adam_groups, lr=lr, **options)
+    if spelling is not None:
+        members["chars"] = CharAdamW(model.embed.weight, spelling, lr=char_lr, **options)
     return Optimizers(members)
 
 

@@ -12,7 +12,7 @@ import checkpoint
 from gpt import GPT, Execution, GPTConfig
 from support import artefacts, cuda, files, hardware
 from support.console import UserError
-from training import growth, optim, regular, resume, sampled, teacher, warmstart
+from training import characters, growth, optim, regular, resume, sampled, teacher, warmstart
 from training.beginning import Beginning, choose
 from training.corpus import Corpus
 from training.distributed import Ranks
@@ -58,7 +58,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         machine=machine,
         model=model,
         gradients=Gradients(model, machine, settings, ranks, voice),
-        stepper=_build_stepper(model, settings, machine),
+        stepper=_build_stepper(model, settings, corpus, machine),
         remarks=start.remarks + remarks,
     )
     run.gradients.teacher = ranks.together(lambda: teacher.find(settings, corpus, machine))
@@ -136,7 +136,7 @@ def _build_model(settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
     return GPT(config, execution).to(machine.device)
 
 
-def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:
+def _build_stepper(model: GPT, settings: Settings, corpus: Corpus, machine: Machine) -> Stepper:
     optimizers = optim.build(
         model,
         settings.optimizer,
@@ -144,6 +144,8 @@ def _build_stepper(model: GPT, settings: Settings, machine: Machine) -> Stepper:
         settings.muon_lr,
         settings.weight_decay,
         machine.muon_dtype,
+        characters.spelling(corpus.tokenizer) if settings.char_lr else None,
+        settings.char_lr,
     )
     scale = LossScale(enabled=machine.dtype == torch.float16)
     return Stepper(model, optimizers, scale, settings.grad_clip)

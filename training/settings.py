@@ -34,6 +34,7 @@ class Settings:
     accum_steps: int
     learning_rate: float
     muon_lr: float
+    char_lr: float
     warmup_steps: int
     decay_share: float
     grow_at: float

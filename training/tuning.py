@@ -30,6 +30,7 @@ def recipe(tokens: int, max_seq_len: int) -> dict:
         "ACCUM_STEPS": 1,
         "LEARNING_RATE": DEFAULTS["LEARNING_RATE"] * SLOWER,
         "MUON_LR": DEFAULTS["MUON_LR"] * SLOWER,
+        "CHAR_LR": DEFAULTS["CHAR_LR"] * SLOWER,
         **{
             name: min(every, DEFAULTS[name])
             for name in ("EVAL_EVERY", "SAVE_EVERY", "SAMPLE_EVERY")
