@@ -10,6 +10,8 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import hashlib
+import math
 import time
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -26,8 +28,10 @@ from training.position import Best
 from training.proxy import Proxy
 from training.run import Run
 from training.schedule import ByUpdates, lr_scale
+from training.settings import Settings
 from training.trials import TRIALS
 
+_ELSEWHERE = ("WORK_DIR", "SEED", "DIST_TIMEOUT", "LOGGER")  # 与练出什么无关，或另有一列
 BASELINE = "today"  # 与它相比
 SCORES = 12  # 一次训练里验证几次
 RECIPES = {
@@ -54,6 +58,7 @@ RECIPES = {
     "fall1": {"DECAY_SHARE": 1.0},
     "counted": {"INIT": "data"},
     "fast": {"LEARNING_RATE": 0.006, "MUON_LR": 0.02},
+    "apart": {"CHAR_LR": 0.0},
     "slow": {"LEARNING_RATE": 0.0015, "MUON_LR": 0.005},
     "faster": {"LEARNING_RATE": 0.012, "MUON_LR": 0.04},
     "half_batch": {"BATCH_SIZE": 4},
@@ -76,6 +81,7 @@ COLUMNS = (
     "tokens",
     "seconds",
     "data",  # 小样的指纹
+    "config",  # 训练的配置的指纹：改了 config.py，就要重做
     "curve",  # 第几遍:验证 …
 )
 
@@ -147,6 +153,8 @@ class Examiner(Keeper):
         marks = here.update * SCORES // s.updates, (here.update - 1) * SCORES // s.updates
         if marks[0] > marks[1]:
             self._score()
+        best = here.best.val_bpc
+        run.voice.show(here.update, f"最好 {best:.3f}" if math.isfinite(best) else "")
 
     def _score(self) -> None:
         run, here = self.run, self.run.position
@@ -177,16 +185,27 @@ def run_values(proxy: Proxy, values: dict, recipe: Recipe, seed: int) -> dict:
     return {**made, "TRAIN_ITER": max(1, round(proxy.size.passes * plan.per_epoch))}
 
 
+def _fingerprint(values: dict) -> str:
+    """训练的配置 → 几个字；放在哪里不算。"""
+    told = {name: values[name] for name in Settings.names() if name not in _ELSEWHERE}
+    return hashlib.sha256(repr(sorted(told.items())).encode("utf-8")).hexdigest()[:12]
+
+
 def train(proxy: Proxy, values: dict, recipe: Recipe, seed: int) -> dict:
     """在小样上照配方训练一次 → CSV 的一行；中途被叫停时抛 KeyboardInterrupt。"""
     began, trials = time.perf_counter(), recipe.trials()
-    run = prepare.open_run(run_values(proxy, values, recipe, seed), Ranks())
+    values = run_values(proxy, values, recipe, seed)
+    run = prepare.open_run(values, Ranks())
     for trial in trials:
         run = trial.begin(run)
     with dataset.load(proxy.judge) as data:
         examiner = Examiner(run, trials, Corpus(data, run.settings))
-        if loop.fit(run, ByUpdates(run.settings), examiner)["stopped"]:
-            raise KeyboardInterrupt
+        run.voice.open_bar(run.settings.updates, "次更新")
+        try:
+            if loop.fit(run, ByUpdates(run.settings), examiner)["stopped"]:
+                raise KeyboardInterrupt
+        finally:
+            run.voice.close()
         judged = examiner.judged()
     here = run.position
     return {
@@ -200,6 +219,7 @@ def train(proxy: Proxy, values: dict, recipe: Recipe, seed: int) -> dict:
         "tokens": here.tokens,
         "seconds": f"{time.perf_counter() - began:.1f}",
         "data": proxy.fingerprint,
+        "config": _fingerprint(values),
         "curve": " ".join(f"{epoch:.2f}:{bpc:.4f}" for epoch, bpc in examiner.curve),
     }
 
@@ -225,10 +245,14 @@ def _write(path: Path, rows: list) -> None:
 def carry_out(proxy: Proxy, values: dict, recipes: list, seeds: list) -> list:
     """没有做过的都做一遍，做一次记一次；返回这些配方、这些种子的行。"""
     path = proxy.folder / artefacts.STUDY_TABLE
-    wanted = [(recipe, seed) for seed in seeds for recipe in recipes]
+    wanted = {}
+    for seed in seeds:
+        for recipe in recipes:
+            settings = _fingerprint(run_values(proxy, values, recipe, seed))
+            key = recipe.name, recipe.text(), str(seed), proxy.fingerprint, settings
+            wanted[key] = recipe, seed
     done = {_key(row): row for row in read(path)}
-    for number, (recipe, seed) in enumerate(wanted, 1):
-        key = (recipe.name, recipe.text(), str(seed), proxy.fingerprint)
+    for number, (key, (recipe, seed)) in enumerate(wanted.items(), 1):
         if key in done:
             continue
         print(f"[{number}/{len(wanted)}] {recipe.name}，种子 {seed}", flush=True)
@@ -240,9 +264,8 @@ def carry_out(proxy: Proxy, values: dict, recipes: list, seeds: list) -> list:
         _write(path, [*read(path), row])
         done[key] = {name: str(value) for name, value in row.items()}
         print(f"  验证 {row['val_bpc']}，评判 {row['judge_bpc']}，{row['seconds']} 秒", flush=True)
-    keys = [(r.name, r.text(), str(seed), proxy.fingerprint) for r, seed in wanted]
-    return [done[key] for key in keys if key in done]
+    return [done[key] for key in wanted if key in done]
 
 
 def _key(row: dict) -> tuple:
-    return row["recipe"], row["changes"], row["seed"], row["data"]
+    return tuple(row.get(name) for name in ("recipe", "changes", "seed", "data", "config"))

@@ -92,6 +92,20 @@ def test_finished_runs_are_not_made_again(small, monkeypatch, capsys):
     assert study.read(small.folder / artefacts.STUDY_TABLE) == rows
 
 
+def test_another_default_makes_the_runs_again(small, monkeypatch):
+    """config.py 改了，名字照旧的配方练出的已不是同一个东西。"""
+    made = []
+
+    def train(proxy, config, recipe, seed):
+        made.append(config["WARMUP_STEPS"])
+        raise UserError("不必真的练")
+
+    monkeypatch.setattr(study, "train", train)
+    for warmup in (3, 4):
+        study.carry_out(small, {**values(), "WARMUP_STEPS": warmup}, [Recipe("today", {})], [1])
+    assert made == [3, 4]
+
+
 def test_an_unfinished_study_goes_on(small, monkeypatch):
     real, calls = study.train, []
 
