@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from kernels.lookup import sum_rows
@@ -23,6 +22,12 @@ class Spelling(NamedTuple):
     of_word: torch.Tensor  # (V,) 每个词从 chars 的第几个起
     words: torch.Tensor  # (P,) 依次是有各个字的词
     of_char: torch.Tensor  # (F,) 每个字从 words 的第几个起
+
+    @classmethod
+    def of(cls, chars: torch.Tensor, words: torch.Tensor, v: int, f: int) -> Spelling:
+        """chars (P,) 依次是 words (P,) 里的字，words 由小到大；共 v 个词、f 个字。"""
+        order = torch.argsort(chars, stable=True)
+        return cls(chars, _starts(words, v), words[order], _starts(chars, f))
 
     def to(self, device: torch.device) -> Spelling:
         """搬到 device。"""
@@ -39,11 +44,10 @@ def spelling(tokenizer: BPETokenizer | HFTokenizer) -> Spelling | None:
     spelt = [[numbers[char] for char in text if char in numbers] for text in texts]
     if not numbers:
         return None
-    chars = np.concatenate([np.array(each, dtype=np.int64) for each in spelt])
-    words = np.repeat(np.arange(len(spelt)), [len(each) for each in spelt])
-    order = np.argsort(chars, kind="stable")
-    arrays = chars, _starts(words, len(spelt)), words[order], _starts(chars, len(numbers))
-    return Spelling(*map(torch.from_numpy, arrays))
+    chars = torch.tensor([char for each in spelt for char in each])
+    lengths = torch.tensor([len(each) for each in spelt])
+    words = torch.arange(len(spelt)).repeat_interleave(lengths)
+    return Spelling.of(chars, words, len(spelt), len(numbers))
 
 
 def _text(tokenizer: BPETokenizer | HFTokenizer, token: int) -> str:
@@ -54,9 +58,10 @@ def _text(tokenizer: BPETokenizer | HFTokenizer, token: int) -> str:
         return ""
 
 
-def _starts(numbers: np.ndarray, count: int) -> np.ndarray:
-    """0 … count − 1 各出现几次 → 排在一起时各自从第几个起。"""
-    return np.cumsum(np.bincount(numbers, minlength=count)) - np.bincount(numbers, minlength=count)
+def _starts(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """由小到大排好时，0 … count − 1 各从第几个起。"""
+    counts = torch.bincount(numbers, minlength=count)
+    return counts.cumsum(0) - counts
 
 
 class CharAdamW(torch.optim.AdamW):

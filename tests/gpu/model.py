@@ -13,6 +13,7 @@ from support import hardware
 from tests.gpu.card import DTYPES
 from tests.gpu.stage import FAIL, PASS, Outcome, Stage, farthest, judge, relative, skip
 from training import loop, optim
+from training.characters import Spelling
 
 
 def _batch(model: GPT, rows: int, length: int) -> tuple:
@@ -60,12 +61,21 @@ def parity(stage: Stage) -> Outcome:
     return judge(good, shown, "1e-5、1e-4；半精度 2e-3、3e-2", **numbers)
 
 
+def _spelling(words: int) -> Spelling:
+    """每个词两个字；有的字在许多词里，有的只在几个里。"""
+    generator = torch.Generator().manual_seed(3)
+    count = max(2, words // 6)
+    chars = (torch.rand(2 * words, generator=generator) ** 3 * count).long()
+    return Spelling.of(chars, torch.arange(words).repeat_interleave(2), words, count)
+
+
 def optimizer(stage: Stage) -> Outcome:
-    """6 三次更新：显卡 fp32 与 CPU 相同；bf16 的正交化够不够正。"""
-    ends = {}
+    """6 三次更新，同一个字的词一起学：显卡 fp32 与 CPU 相同；bf16 的正交化够不够正。"""
+    ends, spelling = {}, _spelling(stage.shape["vocab_size"])
     for device in (torch.device("cpu"), stage.device):
         model = stage.model().to(device)
-        optimizers = optim.build(model, "muon", 3e-3, 1e-2, 0.1, torch.float32)
+        rates = {"lr": 3e-3, "muon_lr": 1e-2, "weight_decay": 0.1, "char_lr": 3e-3}
+        optimizers = optim.build(model, "muon", spelling=spelling, **rates)
         generator = torch.Generator().manual_seed(2)
         for _ in range(3):
             for param in model.parameters():
