@@ -80,7 +80,7 @@ class Corpus:
         turn = fresh + self.replay.documents(number // self.plan.per_epoch)
         return np.where(chosen < fresh, chosen, turn[np.maximum(chosen - fresh, 0)])
 
-    def _document(self, index: int) -> tuple:
+    def document(self, index: int) -> tuple:
         """编号 → (ids, mask)。"""
         if index < len(self.lengths):
             return self.data.document(self.first + index)[:2]
@@ -88,7 +88,7 @@ class Corpus:
 
     def batch(self, number: int) -> Batch:
         """第 number 个微批次。"""
-        return assemble([self._document(int(index)) for index in self.documents(number)])
+        return assemble([self.document(int(index)) for index in self.documents(number)])
 
     def size(self, numbers: range) -> Size:
         """这些微批次一共多大。"""

@@ -51,6 +51,7 @@ RECIPES = {
     "steady0.5": {"WEIGHT_DECAY": 0.0, "steady_decay": 0.5},
     "noise0.05": {"noise": 0.05},
     "noise0.15": {"noise": 0.15},
+    "split0.1": {"split": 0.1},
     "average0.99": {"average": 0.99},
     "average0.998": {"average": 0.998},
     "fall0.3": {"DECAY_SHARE": 0.3},

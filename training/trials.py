@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gpt import GPT
+from tokenizer import BPETokenizer
 from training import loop, prepare
-from training.batching import Batch
+from training.batching import Batch, assemble
 from training.corpus import Corpus
 from training.distributed import Ranks
 from training.keeper import Keeper
@@ -226,6 +227,43 @@ class GrowingBatch(Trial):
         return dataclasses.replace(run, settings=settings)
 
 
+class _SplitCorpus(Corpus):
+    """多字的词随机拆成合并以前的两半，拆出来的可以再拆；输入与目标都拆。"""
+
+    _TIMES = 2
+
+    def __init__(self, run: Run, share: float) -> None:
+        super().__init__(run.corpus.data, run.settings)
+        self._share, self._seed, self._longest = share, run.settings.seed, run.settings.max_seq_len
+        bpe = BPETokenizer.from_json(run.corpus.data.tokenizer_json)
+        texts = [bpe.decode([token]) for token in range(bpe.vocab_size)]
+        self._halves = np.zeros((bpe.vocab_size, 2), dtype=np.int64)  # 没有两半的是 0、0
+        for (left, right), made in bpe.merges.items():
+            if all("\ufffd" not in texts[token] for token in (left, right, made)):
+                self._halves[made] = left, right
+
+    def batch(self, number: int) -> Batch:
+        rng = np.random.default_rng((self._seed, number, 2))
+        documents = [self.document(int(index)) for index in self.documents(number)]
+        return assemble([self._split(*document, rng) for document in documents])
+
+    def _split(self, ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple:
+        for _ in range(self._TIMES):
+            chosen = (self._halves[ids, 0] > 0) & (rng.random(len(ids)) < self._share)
+            ends = np.cumsum(1 + chosen)
+            out = np.repeat(ids.astype(np.int64), 1 + chosen)
+            out[ends[chosen] - 2], out[ends[chosen] - 1] = self._halves[ids[chosen]].T
+            ids, mask = out, np.repeat(mask, 1 + chosen)
+        return ids[: self._longest + 1], mask[: self._longest + 1]
+
+
+class Split(Trial):
+    """拆词（BPE-dropout 的近亲，Provilkov et al. 2020）：strength 是拆开的比例。"""
+
+    def begin(self, run: Run) -> Run:
+        return dataclasses.replace(run, corpus=_SplitCorpus(run, self.strength))
+
+
 # 配方里的小写名字 → 做法
 TRIALS = {
     "noise": Noise,
@@ -239,4 +277,5 @@ TRIALS = {
     "drop_mlp": functools.partial(DroppedAt, place="mlp"),
     "drop_block": DroppedBlock,
     "growing": GrowingBatch,
+    "split": Split,
 }
