@@ -29,7 +29,7 @@ HELD_BACK = 0.2  # 自己的诗里留这么多不学，用来看学得怎样
 COMPARED = 32  # 前后比较时各写几首
 OTHERS, OTHERS_COUNT = "others", 120  # 看忘了多少用的别的诗：自带的这么多首，一半验证
 
-PRESET = presets.PRESETS["own"].values  # 两核 CPU 上约两三分钟的小模型
+PRESET = presets.PRESETS["own"].values  # 两核 CPU 上约两分钟的小模型
 SAMPLING = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.15, "max_new_tokens": 240}
 STEPS = (
     ("清洗诗歌", "data_clean.py", artefacts.POEMS),
