@@ -16,6 +16,8 @@ from training.corpus import Corpus, remake
 from training.settings import SHAPE, Settings
 from writing import origin
 
+_THEN = {"CHAR_LR": 0.0}  # 旧的检查点里没有的配置：当时等于写了什么
+
 
 class Beginning(NamedTuple):
     """定下来的起点。"""
@@ -37,12 +39,16 @@ class Beginning(NamedTuple):
 
 
 def lasting(saved: dict) -> dict:
-    """续训时照检查点的几项：FROM，由 FROM 来的还有形状与自动定下的（人改过的照人的）。"""
+    """续训时照检查点的几项：FROM，由 FROM 来的还有形状与自动定下的（人改过的照人的）。
+
+    那时还没有的配置照当时的做法，旧的训练接下去还是同一次训练。
+    """
     config = saved["config"]
+    then = {name: value for name, value in _THEN.items() if name not in config}
     if not config.get("FROM"):
-        return {"FROM": ""}
+        return {"FROM": "", **then}
     names = ("FROM", *SHAPE, *tuning.recipe(1, 1))
-    return {name: config[name] for name in names if name in config}
+    return {**then, **{name: config[name] for name in names if name in config}}
 
 
 def choose(values: dict, kept: dict | None) -> Beginning:

@@ -11,7 +11,7 @@ from gpt import GPT
 from training.characters import CharAdamW, Spelling
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_NEWER = ("chars",)  # 旧的检查点里没有、从头来也不碍事的
+_NEWER = ("chars",)  # 检查点里可以没有（那时没有开），从头来也不碍事
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype, steps: int = 5) -> torch.Tensor:

@@ -189,9 +189,11 @@ def test_another_share_is_not_the_same_run(tmp_path, data, trained):
 
 def test_lasting_settings():
     config = {"FROM": "a.bin", **dict.fromkeys(beginning.SHAPE, 8), "TRAIN_ITER": 3, "SEED": 1}
+    config["CHAR_LR"] = 0.001
     kept = beginning.lasting({"config": config})
-    assert kept.keys() == {"FROM", *beginning.SHAPE, "TRAIN_ITER"}
-    assert beginning.lasting({"config": {"GPT_DIM": 8}}) == {"FROM": ""}  # 早先的检查点
+    assert kept.keys() == {"FROM", *beginning.SHAPE, "TRAIN_ITER", "CHAR_LR"}
+    early = beginning.lasting({"config": {"GPT_DIM": 8}})  # 早先的检查点
+    assert early == {"FROM": "", "CHAR_LR": 0.0}
 
 
 # ── 自动定下的配置 ────────────────────────────────────────────────────

@@ -79,7 +79,7 @@ def test_zero_leaves_every_word_to_itself(tmp_path, data):
     assert "chars" not in apart.stepper.optimizers.members
 
 
-def test_a_checkpoint_from_before_goes_on(tmp_path, data, monkeypatch):
+def test_it_can_be_turned_on_later(tmp_path, data, monkeypatch):
     """检查点里没有字的一份，照样接着练，从那里起一起学。"""
     folder = work_dir(tmp_path / "old", data)
     stop_before(monkeypatch, 5)
