@@ -66,8 +66,7 @@ def build(
     with contextlib.ExitStack() as stack:
         survey = stack.enter_context(contextlib.closing(building.Survey(out.parent)))
         building.survey(poems_path, survey)
-        before = _sides_before(out, settings, survey.digests)
-        val = building.choose_val(survey.groups(), val_share, seed, survey.chars, before)
+        val, before = _split(survey, out, val_share, seed)
         encoder = building.Encoder(tokenizer, settings, out.parent)
         stack.enter_context(contextlib.closing(encoder))
         with console.progress(len(val), "编码") as bar:
@@ -82,10 +81,25 @@ def build(
     }
 
 
-def _sides_before(path: Path, settings: building.Settings, digests: Column) -> np.ndarray | None:
+def val_side(poems_path: Path, out: Path, *, val_share: float, seed: int) -> np.ndarray:
+    """哪些诗是验证诗，bool (n,)：照同样的设置把诗集建到 out，就是这样分的。"""
+    with contextlib.closing(building.Survey(out.parent)) as survey:
+        building.survey(poems_path, survey)
+        return _split(survey, out, val_share, seed)[0]
+
+
+def _split(
+    survey: building.Survey, out: Path, val_share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(哪些诗是验证诗，bool (n,)；各诗在 out 原来的哪一边，见 _sides_before)。"""
+    before = _sides_before(out, {"seed": seed, "val_share": val_share}, survey.digests)
+    return building.choose_val(survey.groups(), val_share, seed, survey.chars, before), before
+
+
+def _sides_before(path: Path, settings: dict, digests: Column) -> np.ndarray | None:
     """各诗在原来那份数据集的哪一边，uint8 (n,)；没有那份、读不了或划分的设置变了时是 None。"""
     with contextlib.suppress(UserError, ValueError), load(path) as old:
-        same = all(old.header.get(key) == getattr(settings, key) for key in ("seed", "val_share"))
+        same = all(old.header.get(key) == value for key, value in settings.items())
         if same and not old.val_is_train:
             known, sides = old.sides()
             return np.concatenate([_look_up(block, known, sides) for block in digests.blocks()])

@@ -1,7 +1,9 @@
 """训练分词器（tokenizers 库）：WORK_DIR/all_poems.json → WORK_DIR/tokenizer_hug.json。
 
 在题目、作者、正文上训练字节级 BPE，词表大小 VOCAB_SIZE，特殊符号编号 0、1、2。
-诗集大过 TOKENIZER_MB 时只取其中均匀的一部分：内存与时间到此为止，不再随诗集长。
+验证的诗（VAL_SHARE、SEED）分词器也不看：诗少时看了，验证分数会比真的好。
+诗集大过 TOKENIZER_MB 时只取其中均匀的一部分：内存与时间到此为止，不再随诗集长；
+这么多诗里看没看验证的诗没有差别，就不分了。
 先运行 data_clean.py；之后运行 train_dataset_one.py 或 train_dataset_all.py。
 """
 
@@ -18,11 +20,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
+import numpy as np
 from tokenizers import Tokenizer, trainers
 
 import config
+import dataset
 import tokenizer
 from checks import token_stats
 from poems import chat_format, collection
@@ -33,15 +37,27 @@ from tokenizer import BPETokenizer, HFTokenizer
 REPORT_MB = 8  # 小结最多看诗集里均匀取的这么多 MB，免得久等
 
 
+class Chosen(NamedTuple):
+    """看诗集里的哪些诗。"""
+
+    share: float = 1.0  # 均匀地取这么大一部分，总有第一首
+    left_out: np.ndarray | None = None  # bool (诗数,)：其中不看的；None = 都看
+
+
+_ALL = Chosen()
+
+
 def poem_texts(
-    path: Path, share: float = 1.0, on_read: Callable[[int], object] | None = None
+    path: Path, chosen: Chosen = _ALL, on_read: Callable[[int], object] | None = None
 ) -> Iterator[str]:
-    """逐首给出诗的题目、作者、正文；share 小于 1 时均匀地取这么大一部分，总有第一首。
+    """逐首给出选中的诗的题目、作者、正文。
 
     on_read(字节数) 供进度条用；不是合法的 JSON 或缺少字段时抛出 UserError。
     """
+    share, left_out = chosen
     for number, poem in enumerate(collection.iter_poems(path, on_read)):
-        if math.ceil(number * share) < math.ceil((number + 1) * share):
+        taken = math.ceil(number * share) < math.ceil((number + 1) * share)
+        if taken and (left_out is None or not left_out[number]):
             yield from (poem["title"], poem["author"], chat_format.body(poem))
 
 
@@ -50,15 +66,15 @@ def share_for(path: Path, most_mb: float) -> float:
     return min(1.0, most_mb * 1e6 / max(path.stat().st_size, 1)) if most_mb else 1.0
 
 
-def training_texts(path: Path, share: float = 1.0) -> Iterator[str]:
+def training_texts(path: Path, chosen: Chosen) -> Iterator[str]:
     """poem_texts，带读文件的进度条；一首诗也没有时抛出 UserError。"""
     found = 0
     with console.progress(path.stat().st_size, "读诗", "B", unit_scale=True) as bar:
-        for text in poem_texts(path, share, bar.update):
+        for text in poem_texts(path, chosen, bar.update):
             found += bool(text)
             yield text
     if not found:
-        raise UserError(f"{path} 里没有诗\n请运行：python data_clean.py")
+        raise UserError(f"{path} 里一首诗也没有\n请运行：python data_clean.py")
 
 
 def train(
@@ -96,12 +112,17 @@ def _one_thread() -> Iterator[None]:
             os.environ[name] = before
 
 
-def announce(poems: Path, vocab_size: int) -> float:
-    """说在什么上训练，返回取诗集的多大一部分。"""
-    share = share_for(poems, config.TOKENIZER_MB)
-    part = f"均匀取出的 {share:.2%}（TOKENIZER_MB={config.TOKENIZER_MB:g}）" if share < 1 else ""
-    print(f"在 {poems} {part}上训练，词表 {vocab_size}…", flush=True)
-    return share
+def choose(poems: Path) -> Chosen:
+    """说在什么上训练，返回看哪些诗。"""
+    share, left_out, part = share_for(poems, config.TOKENIZER_MB), None, ""
+    if share < 1:
+        part = f" 均匀取出的 {share:.2%}（TOKENIZER_MB={config.TOKENIZER_MB:g}）"
+    elif config.VAL_SHARE > 0:
+        out = files.work_path(config.WORK_DIR, artefacts.DATASET)
+        left_out = dataset.val_side(poems, out, val_share=config.VAL_SHARE, seed=config.SEED)
+        part = f"（验证的 {left_out.sum()} 首不看，VAL_SHARE={config.VAL_SHARE:g}）"
+    print(f"在 {poems}{part}上训练，词表 {config.VOCAB_SIZE}…", flush=True)
+    return Chosen(share, left_out)
 
 
 def special_tokens() -> list[str]:
@@ -131,7 +152,7 @@ def save(made: BPETokenizer | HFTokenizer, path: Path) -> None:
 def print_report(made: BPETokenizer | HFTokenizer, poems: Path, seconds: float) -> None:
     """训练后的小结：词表、压缩率、切碎的字、最长的 token、用时。"""
     share = share_for(poems, REPORT_MB)
-    found = token_stats.report(made, poem_texts(poems, share))
+    found = token_stats.report(made, poem_texts(poems, Chosen(share)))
     size = f"词表：{found['vocab_size']} 个 token"
     if found["vocab_size"] < config.VOCAB_SIZE:
         size += f"（不到 VOCAB_SIZE={config.VOCAB_SIZE}：诗太少，再没有可以合并的了）"
@@ -149,8 +170,7 @@ def main() -> None:
     poems = collection.find_cleaned(config.WORK_DIR)
     special = special_tokens()
     with lock.writing(config.WORK_DIR):
-        share = announce(poems, config.VOCAB_SIZE)
-        texts = training_texts(poems, share)
+        texts = training_texts(poems, choose(poems))
         made = train(texts, config.VOCAB_SIZE, special, sys.stderr.isatty())
         seconds = time.monotonic() - started
         save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_HUG))

@@ -21,8 +21,10 @@ from support import artefacts, files, lock
 from tokenizer import BPETokenizer, HFTokenizer
 
 
-def train(poems: Path, share: float, vocab_size: int, special_tokens: list[str]) -> BPETokenizer:
-    """在 poems 的（share 那么大一部分的）题目、作者、正文上训练，带进度条。"""
+def train(
+    poems: Path, chosen: hug_face_tokenizer.Chosen, vocab_size: int, special_tokens: list[str]
+) -> BPETokenizer:
+    """在 poems 里选中的诗的题目、作者、正文上训练，带进度条。"""
     made = BPETokenizer(special_tokens)
     bar = None
 
@@ -33,7 +35,7 @@ def train(poems: Path, share: float, vocab_size: int, special_tokens: list[str])
         bar.update()
 
     try:
-        return made.train(hug_face_tokenizer.training_texts(poems, share), vocab_size, on_token)
+        return made.train(hug_face_tokenizer.training_texts(poems, chosen), vocab_size, on_token)
     finally:
         if bar is not None:
             bar.close()
@@ -57,8 +59,8 @@ def main() -> None:
     poems = collection.find_cleaned(config.WORK_DIR)
     tokens = hug_face_tokenizer.special_tokens()
     with lock.writing(config.WORK_DIR):
-        share = hug_face_tokenizer.announce(poems, config.VOCAB_SIZE)
-        made = train(poems, share, config.VOCAB_SIZE, tokens)
+        chosen = hug_face_tokenizer.choose(poems)
+        made = train(poems, chosen, config.VOCAB_SIZE, tokens)
         seconds = time.monotonic() - started
         hug_face_tokenizer.save(made, files.work_path(config.WORK_DIR, artefacts.TOKENIZER_BPE))
     hug_face_tokenizer.print_report(made, poems, seconds)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, trainers
 
+import dataset
 import hug_face_tokenizer
 import tokenizer
 from kernels import bpe
@@ -398,7 +399,8 @@ def trained(tmp_path_factory) -> tuple:
     """两个脚本先后跑一遍：(目录, {脚本: 输出})。"""
     folder = tmp_path_factory.mktemp("scripts")
     write_poems(folder)
-    return folder, {script: run(script, folder, "--VOCAB_SIZE=270") for script in SCRIPTS}
+    options = "--VOCAB_SIZE=270", "--VAL_SHARE=0"
+    return folder, {script: run(script, folder, *options) for script in SCRIPTS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -483,7 +485,8 @@ def test_a_share_of_the_poems_is_spread_evenly(tmp_path: Path) -> None:
     write_poems(tmp_path, json.dumps(poems))
     path = tmp_path / "all_poems.json"
     for share in (0.001, 0.1, 0.3, 0.75, 1.0):
-        found = [int(title) for title in list(hug_face_tokenizer.poem_texts(path, share))[::3]]
+        chosen = hug_face_tokenizer.Chosen(share)
+        found = [int(title) for title in list(hug_face_tokenizer.poem_texts(path, chosen))[::3]]
         assert found[0] == 0 and len(found) == max(1, round(100 * share))
         gaps = {second - first for first, second in zip(found, found[1:])}
         assert not gaps or max(gaps) - min(gaps) <= 1
@@ -491,6 +494,32 @@ def test_a_share_of_the_poems_is_spread_evenly(tmp_path: Path) -> None:
     assert hug_face_tokenizer.share_for(path, 0) == 1.0
     assert hug_face_tokenizer.share_for(path, 10 * size) == 1.0
     assert hug_face_tokenizer.share_for(path, size / 4) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_validation_poems_are_not_looked_at(tmp_path: Path, script: str) -> None:
+    """数据集归到验证那边的诗，分词器也没有看过；建了数据集以后再训练，还是那几首。"""
+    poems = [
+        {"title": f"{word}{n}", "para": [f"{word}{word}\n{word * 3}{n}"], "author": "甲"}
+        for n, word in enumerate("春山夜雨江花明月空林白云秋水孤舟远帆归雁落霞")
+    ]
+    write_poems(tmp_path, json.dumps(poems))
+    options = "--VOCAB_SIZE=320", "--VAL_SHARE=0.2", "--SEED=3"
+    for _ in range(2):
+        result = run(script, tmp_path, *options)
+        assert result.returncode == 0, result.stderr
+        made = HFTokenizer.load(tmp_path / SCRIPTS[script])
+        path, out = tmp_path / "all_poems.json", tmp_path / "dataset.bin"
+        dataset.build(path, made, out, val_share=0.2, seed=3)
+        with dataset.load(out) as data:
+            learnt = {int(data.poem_ids[index]) for index in range(*data.range("train"))}
+        assert len(poems) - len(learnt) == 4 and "验证的 4 首不看" in result.stdout
+        texts = [
+            text
+            for number in sorted(learnt)
+            for text in (poems[number]["title"], "甲", poems[number]["para"][0])
+        ]
+        assert made.to_json() == train_hf(texts, 320).to_json()
 
 
 def test_a_large_corpus_is_sampled_by_both(tmp_path: Path) -> None:
@@ -512,7 +541,7 @@ def test_a_large_corpus_is_sampled_by_both(tmp_path: Path) -> None:
         (None, ["没有找到诗集", "python data_clean.py"]),
         ('[\n{"title": "a",\n "para": "x}]', ["all_poems.json", "第 3 行", "python data_clean.py"]),
         ('[{"title": "a", "para": [1], "author": "b"}]', ["第 1 首", "python data_clean.py"]),
-        ("[]", ["没有诗", "python data_clean.py"]),
+        ("[]", ["一首诗也没有", "python data_clean.py"]),
     ],
 )
 def test_bad_poems_give_one_message(tmp_path: Path, script: str, content, words: list) -> None:
