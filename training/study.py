@@ -65,6 +65,8 @@ RECIPES = {
     "half_batch": {"BATCH_SIZE": 4},
     "quarter_batch": {"BATCH_SIZE": 2},
     "taught0.5": {"taught": 0.5},
+    "teachers1": {"teachers": 1},
+    "teachers3": {"teachers": 3},
     "embed_only0.1": {"DROPOUT": 0.0, "drop_embed": 0.1},
     "attention_only0.1": {"DROPOUT": 0.0, "drop_attention": 0.1},
     "mlp_only0.1": {"DROPOUT": 0.0, "drop_mlp": 0.1},

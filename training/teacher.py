@@ -1,6 +1,7 @@
-"""老师：一个练好的模型，它的概率当一半的目标（蒸馏，Hinton et al. 2015，温度 1）。
+"""老师：练好的模型，它的概率当一半的目标（蒸馏，Hinton et al. 2015，温度 1）。
 
-诗少、要读许多遍时有用：同样练出的老师也教得出更好的学生（docs/LOG.md 的“许多遍”）。
+诗少、要读许多遍时有用：同样练出的老师也教得出更好的学生，几个不同种子的一起教更好
+（docs/LOG.md 的“老师”）。几个老师的对数几率取平均，也就是概率的几何平均。
 """
 
 from __future__ import annotations
@@ -21,33 +22,41 @@ SHARE = 0.5  # 软目标占的份
 
 
 class Teacher:
-    """在学生读的同样的诗上说出自己的看法。"""
+    """在学生读的同样的诗上说出自己的看法；可以是几个模型一起。"""
 
-    def __init__(self, model: GPT, share: float = SHARE) -> None:
-        self.model, self.share = model.eval().requires_grad_(False), share
+    def __init__(self, models: list, share: float = SHARE) -> None:
+        """models：词表相同的一个或几个模型。"""
+        self.models, self.share = [model.eval().requires_grad_(False) for model in models], share
+        weights = [model.embed.weight.detach() for model in models]
+        self._weight = torch.cat(weights, 1)  # n × (V, C) -> (V, n·C)
 
     @torch.no_grad()
     def soft(self, inputs: torch.Tensor, where: torch.Tensor) -> Soft:
         """inputs (B, T)，where (n,) 是要训练的位置 → 这些位置的软目标。"""
-        hidden = self.model.hidden(inputs).flatten(0, 1).index_select(0, where)  # -> (n, C)
-        return Soft(hidden, self.model.embed.weight.detach(), self.share)
+        hidden = [model.hidden(inputs).flatten(0, 1)[where] for model in self.models]  # 各 (n, C)
+        return Soft(torch.cat(hidden, 1) / len(hidden), self._weight, self.share)
 
     def bytes(self) -> int:
-        """它要占的内存：权重，和一块概率。"""
-        weight = self.model.embed.weight
-        chunk = default_chunks(weight.device.type).rows * len(weight)
-        return 4 * (sum(param.numel() for param in self.model.parameters()) + chunk)
+        """它们要占的内存：权重、合在一起的输出层，和一块概率。"""
+        count = sum(param.numel() for model in self.models for param in model.parameters())
+        chunk = default_chunks(self._weight.device.type).rows * len(self._weight)
+        return 4 * (count + self._weight.numel() + chunk)
 
-    def told(self, path: str) -> str:
-        """开场说的一行。"""
-        return f"老师：{path}，它的概率占目标的 {self.share:.0%}；每次更新多它的一次前向"
+    def told(self, given: str) -> str:
+        """开场说的一行；given 是 TEACHER 写的。"""
+        each = "它的一次前向" if len(self.models) == 1 else "它们各一次前向"
+        return f"老师：{given}，概率占目标的 {self.share:.0%}；每次更新多{each}"
 
 
 def find(settings: Settings, corpus: Corpus, machine: Machine) -> Teacher | None:
-    """TEACHER 指的老师，在训练的设备上；没有给时为 None，不合用时抛 UserError。"""
-    given = settings.teacher
+    """TEACHER 指的老师（逗号分开），在训练的设备上；没有给时为 None，不合用时抛 UserError。"""
+    given = [path.strip() for path in settings.teacher.split(",") if path.strip()]
     if not given:
         return None
+    return Teacher([_model(path, settings, corpus, machine) for path in given])
+
+
+def _model(given: str, settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
     saved = origin.open_model(given, settings.work_dir, "TEACHER")
     if fingerprint(saved["tokenizer"]) != corpus.tokenizer.fingerprint:
         raise UserError(
@@ -62,4 +71,4 @@ def find(settings: Settings, corpus: Corpus, machine: Machine) -> Teacher | None
             f"短于 MAX_SEQ_LEN={settings.max_seq_len}（什么都没有改动）。\n"
             "请换一个 MAX_SEQ_LEN 不小于它的模型当老师。"
         )
-    return Teacher(model)
+    return model

@@ -141,11 +141,33 @@ class Taught(Trial):
     """蒸馏：同样的配方、另一个种子先练一个老师，再由它教；strength 是老师占的份。"""
 
     def begin(self, run: Run) -> Run:
-        teacher = prepare.open_run({**run.values, "SEED": run.settings.seed + _OTHER_SEED}, Ranks())
-        if loop.fit(teacher, ByUpdates(teacher.settings), Keeper(teacher))["stopped"]:
-            raise KeyboardInterrupt
-        run.gradients.teacher = Teacher(teacher.model, self.strength)
+        run.gradients.teacher = Teacher([_taught_before(run, 0, 1.0)], self.strength)
         return run
+
+
+class Teachers(Trial):
+    """几个老师一起教：strength 是几个；老师只练学生的六成长，往后是过拟合。"""
+
+    _LENGTH = 0.6
+
+    def begin(self, run: Run) -> Run:
+        numbers = range(int(self.strength))
+        models = [_taught_before(run, number, self._LENGTH) for number in numbers]
+        run.gradients.teacher = Teacher(models) if models else None
+        return run
+
+
+def _taught_before(run: Run, number: int, length: float) -> GPT:
+    """第 number 个老师：同样的配方，别的种子，练 length 那么长。"""
+    values = {
+        **run.values,
+        "SEED": run.settings.seed + _OTHER_SEED + number,
+        "TRAIN_ITER": max(1, round(length * run.settings.train_iter)),
+    }
+    teacher = prepare.open_run(values, Ranks())
+    if loop.fit(teacher, ByUpdates(teacher.settings), Keeper(teacher))["stopped"]:
+        raise KeyboardInterrupt
+    return teacher.model
 
 
 class DroppedAt(Trial):
@@ -272,6 +294,7 @@ TRIALS = {
     "cautious_decay": functools.partial(MatrixDecay, cautious=True),
     "steady_decay": functools.partial(MatrixDecay, steady=True),
     "taught": Taught,
+    "teachers": Teachers,
     "drop_embed": functools.partial(DroppedAt, place="embed"),
     "drop_attention": functools.partial(DroppedAt, place="attention"),
     "drop_mlp": functools.partial(DroppedAt, place="mlp"),
