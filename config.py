@@ -23,7 +23,7 @@ DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin，写诗时都没有就用随附的
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径
 FROM = ""  # 从这个模型的权重与分词器开始：模型文件、别的 WORK_DIR、导出的 HF 目录；空 = 从零
-TEACHER = ""  # 老师：练好的模型（几个用逗号分开），概率当一半的目标，教出来的更好；空 = 没有
+TEACHER = ""  # 老师：练好的模型（几个用逗号分开），教出来的更好；写一个数就先练这么多个；空 = 没有
 
 # ── 整套 ──────────────────────────────────────────────────────────────
 PRESET = "readme"  # 一整套量过的值：readme | laptop | hour | night | own；改过的、命令行给的优先

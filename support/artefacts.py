@@ -15,6 +15,7 @@ CHECKPOINT_PREVIOUS = "checkpoint.prev.bin"  # 上一个检查点
 BEST_MODEL = "best_model.bin"  # 验证损失最低的模型
 MODEL_INT8 = "model_int8.bin"
 BOX = "weights/poem.bin"  # 随附的模型，在 README.md 旁边，不在 WORK_DIR 里
+TEACHER = "teacher"  # 老师的目录是 teacher1、teacher2……
 TRAIN_LOG = "train_log.csv"
 LOSS_PICTURE = "loss.png"
 SAMPLES = "samples.txt"

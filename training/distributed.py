@@ -132,8 +132,8 @@ class Ranks:
     # ── 训练之中 ──────────────────────────────────────────────────────
 
     def connect(self, device: torch.device) -> None:
-        """建立进程组；device 是本进程的设备。后端缺失或连不通时抛 UserError。"""
-        if self.world_size == 1:
+        """建立进程组；device 是本进程的设备。后端缺失或连不通时抛 UserError；建好了就不再建。"""
+        if self.world_size == 1 or dist.is_initialized():
             return
         backend = self.together(lambda: backend_for(device))
         if device.type == "cuda":

@@ -9,32 +9,54 @@ CUDA 上的路径与 CPU 是同一份代码，但没有在显卡上跑过。
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 
 from support import lock
 from support.console import UserError
-from training import growth, launch, prepare, runlog
+from training import growth, launch, lessons, prepare, runlog
 from training.batching import Batch, Prefetcher
 from training.distributed import Ranks
 from training.keeper import Keeper, Records
+from training.lessons import Lesson
 from training.run import Run
 from training.schedule import ByUpdates, Schedule
 from training.stop import Interrupted
 
 
 def train(values: dict) -> dict:
-    """按 config.values() 训练（或续训）到头，返回 Run.result()。"""
+    """按 config.values() 训练（或续训）到头，返回 Run.result()；TEACHER 是一个数时先练老师。"""
     ranks = launch.start(values["RESUME"], values["DIST_TIMEOUT"])
     with contextlib.ExitStack() as held:
         held.callback(ranks.close)
         ranks.together(lambda: _own(values["WORK_DIR"], ranks, held))
-        run = prepare.open_run(values, ranks)
-        schedule = ByUpdates(run.settings)
-        records = Records(run, schedule)
-        if schedule.is_complete(run.position):
-            records.reporter.already_done()
-            return run.result()
-        return fit(run, schedule, records)
+        for lesson in lessons.plan(values):
+            if lesson.title:
+                ranks.together(functools.partial(_prepare, lesson, values["WORK_DIR"], ranks, held))
+            result = _train(lesson.values, ranks)
+            if result["stopped"]:
+                break
+    return result
+
+
+def _prepare(lesson: Lesson, work_dir: str, ranks: Ranks, held: contextlib.ExitStack) -> None:
+    """几次训练里的一次开始之前；老师在自己的目录里。"""
+    if ranks.rank == 0:
+        print(f"\n{lesson.title}", flush=True)
+    if lesson.values["WORK_DIR"] != work_dir:
+        _own(lesson.values["WORK_DIR"], ranks, held)
+        if ranks.reads_files:
+            lessons.lend_data(work_dir, lesson.values["WORK_DIR"])
+
+
+def _train(values: dict, ranks: Ranks) -> dict:
+    run = prepare.open_run(values, ranks)
+    schedule = ByUpdates(run.settings)
+    records = Records(run, schedule)
+    if schedule.is_complete(run.position):
+        records.reporter.already_done()
+        return run.result()
+    return fit(run, schedule, records)
 
 
 def _own(work_dir: str, ranks: Ranks, held: contextlib.ExitStack) -> None:

@@ -17,7 +17,8 @@ def mend(iteration: int, dropout: float) -> str:
     more = min(0.5, max(0.1, dropout + 0.1))
     return (
         f"best_model.bin 是最好的那一次，可以现在就停。下次：加大 DROPOUT（--DROPOUT={more:.1g}），"
-        f"或少练些（--TRAIN_ITER={max(1, iteration)}，或 --EARLY_STOP={LATER}）；诗多些最管用，"
+        f"或少练些（--TRAIN_ITER={max(1, iteration)}，或 --EARLY_STOP={LATER}），"
+        "或先练两个老师再由它们教（--TEACHER=2，时间是三倍）；诗多些最管用，"
         "也可以从读过许多诗的模型开始（--FROM）"
     )
 

@@ -61,7 +61,7 @@ def open_run(values: dict, ranks: Ranks) -> Run:
         stepper=_build_stepper(model, settings, corpus, machine),
         remarks=start.remarks + remarks,
     )
-    run.gradients.teacher = ranks.together(lambda: teacher.find(settings, corpus, machine))
+    run.gradients.teacher = teacher.find(settings, corpus, machine, ranks)
     if run.gradients.teacher is not None:
         run.remarks.append(run.gradients.teacher.told(settings.teacher))
     run.gradients.sampler = sampled.find(settings, corpus)
@@ -101,10 +101,12 @@ def _settle(values: dict, corpus: Corpus, newest: resume.Newest | None) -> regul
 
 def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
     """各进程的配置、数据、设备必须相同。"""
-    watched = {n: values[n] for n in Settings.names() if n not in ("WORK_DIR", "DEVICE")}
+    elsewhere = ("WORK_DIR", "DEVICE", "TEACHER")  # 路径各机器可以不同；老师由一个进程读
+    watched = {n: values[n] for n in Settings.names() if n not in elsewhere}
     ranks.agree(
         {
             **watched,
+            "老师": len(teacher.given(Settings.pick(values))),
             artefacts.DATASET: corpus.data.fingerprint[:12],
             "旧诗": resume.replayed(corpus)[:12],
             "分词器": corpus.tokenizer.fingerprint[:12],

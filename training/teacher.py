@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 
 import checkpoint
-from gpt import GPT
 from kernels.cross_entropy import Soft, default_chunks
 from support.console import UserError
 from tokenizer import fingerprint
 from training.corpus import Corpus
+from training.distributed import Ranks
 from training.machine import Machine
 from training.settings import Settings
 from writing import origin
@@ -42,21 +42,33 @@ class Teacher:
         chunk = default_chunks(self._weight.device.type).rows * len(self._weight)
         return 4 * (count + self._weight.numel() + chunk)
 
-    def told(self, given: str) -> str:
-        """开场说的一行；given 是 TEACHER 写的。"""
+    def told(self, where: str) -> str:
+        """开场说的一行；where 是 TEACHER 写的。"""
         each = "它的一次前向" if len(self.models) == 1 else "它们各一次前向"
-        return f"老师：{given}，概率占目标的 {self.share:.0%}；每次更新多{each}"
+        return f"老师：{where}，概率占目标的 {self.share:.0%}；每次更新多{each}"
 
 
-def find(settings: Settings, corpus: Corpus, machine: Machine) -> Teacher | None:
-    """TEACHER 指的老师（逗号分开），在训练的设备上；没有给时为 None，不合用时抛 UserError。"""
-    given = [path.strip() for path in settings.teacher.split(",") if path.strip()]
-    if not given:
+def given(settings: Settings) -> list:
+    """TEACHER 里的各个路径。"""
+    return list(filter(None, (path.strip() for path in settings.teacher.split(","))))
+
+
+def find(settings: Settings, corpus: Corpus, machine: Machine, ranks: Ranks) -> Teacher | None:
+    """TEACHER 指的老师（逗号分开），在训练的设备上；没有给时为 None，不合用时抛 UserError。
+
+    写文件的进程读，传给别的，所以模型只要在一台机器上。
+    """
+    paths = given(settings)
+    if not paths:
         return None
-    return Teacher([_model(path, settings, corpus, machine) for path in given])
+    read = ranks.together(
+        lambda: [_open(path, settings, corpus) for path in paths] if ranks.is_main else None
+    )
+    models = [checkpoint.rebuild(saved)[0] for saved in ranks.share(read, ranks.writer)]
+    return Teacher([model.to(machine.device) for model in models])
 
 
-def _model(given: str, settings: Settings, corpus: Corpus, machine: Machine) -> GPT:
+def _open(given: str, settings: Settings, corpus: Corpus) -> checkpoint.Model:
     saved = origin.open_model(given, settings.work_dir, "TEACHER")
     if fingerprint(saved["tokenizer"]) != corpus.tokenizer.fingerprint:
         raise UserError(
@@ -64,11 +76,11 @@ def _model(given: str, settings: Settings, corpus: Corpus, machine: Machine) -> 
             "同一个编号不是同一个字（什么都没有改动）。\n"
             "请用同一份 dataset.bin 练出的模型当老师。"
         )
-    model, _ = checkpoint.rebuild(saved, str(machine.device))
-    if model.config.max_seq_len < settings.max_seq_len:
+    longest = checkpoint.shape_of(saved).max_seq_len
+    if longest < settings.max_seq_len:
         raise UserError(
-            f"TEACHER={given} 只读得下 {model.config.max_seq_len} 个 token，"
+            f"TEACHER={given} 只读得下 {longest} 个 token，"
             f"短于 MAX_SEQ_LEN={settings.max_seq_len}（什么都没有改动）。\n"
             "请换一个 MAX_SEQ_LEN 不小于它的模型当老师。"
         )
-    return model
+    return saved

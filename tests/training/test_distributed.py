@@ -158,6 +158,16 @@ def begun_from(old: Path, folder: Path, data: Path) -> dict:
     return {**SMALL, **KINDS["muon_dropout"], **mixed, "WORK_DIR": work_dir(folder, data)}
 
 
+def with_a_teacher(folder: Path, data: Path) -> dict:
+    """先练一个老师再由它教的配置。"""
+    return {
+        **SMALL,
+        **KINDS["muon_dropout"],
+        "TEACHER": "1",
+        "WORK_DIR": work_dir(folder, data),
+    }
+
+
 # ── 同一次训练 ────────────────────────────────────────────────────────
 
 
@@ -169,8 +179,11 @@ def single(tmp_path_factory, data) -> Path:
     for name, kind in KINDS.items():
         values = {**SMALL, **kind, "WORK_DIR": work_dir(folder / name, data)}
         assert ddp_worker.train({"values": values})["result"]["updates"] == 30
-    begun = ddp_worker.train({"values": begun_from(folder, folder / "begun", data)})
-    assert begun["result"]["updates"] == 30
+    for values in (
+        begun_from(folder, folder / "begun", data),
+        with_a_teacher(folder / "taught", data),
+    ):
+        assert ddp_worker.train({"values": values})["result"]["updates"] == 30
     values = {**SMALL, **KINDS["muon_dropout"], "WORK_DIR": work_dir(folder / "half", data)}
     case = {"values": values, "stop_at": HALF}
     assert ddp_worker.train(case)["result"]["stopped"] == signal.SIGTERM
@@ -192,6 +205,9 @@ def pair(tmp_path_factory, data, single) -> tuple:
         cases.append({"name": name, "values": values, **options})
 
     cases.append({"name": "begun", "values": begun_from(single, folder / "begun", data)})
+    there = {"WORK_DIR": work_dir(folder / "taught_1", data)}  # 另一台机器的目录
+    taught = {"values": with_a_teacher(folder / "taught", data), "rank_values": {"1": there}}
+    cases.append({"name": "taught", **taught})
     shutil.copytree(single / "half", folder / "resumed")
     cases.append({"name": "resumed", "values": {**dropout, "WORK_DIR": str(folder / "resumed")}})
     # 两台机器各有各的目录，检查点只在 1 号那里
@@ -225,6 +241,13 @@ def test_two_processes_begin_from_a_model_with_old_poems(single, pair):
     )
     assert two["best"]["val_bpc"] == pytest.approx(one["best"]["val_bpc"], rel=1e-6)
     assert two["position"]["old_best"] == pytest.approx(one["position"]["old_best"], rel=1e-6)
+
+
+def test_two_processes_train_a_teacher_and_its_student(single, pair):
+    """老师与学生都是同一次训练；老师只在写文件的那台机器上，另一台也学得到。"""
+    for name in ("taught/teacher1", "taught"):
+        assert_same_run(single / name, pair[0] / name)
+    assert not (pair[0] / "taught_1" / "teacher1" / artefacts.BEST_MODEL).exists()
 
 
 def test_four_processes_with_three_micro_batches(single, data, tmp_path):

@@ -1,0 +1,104 @@
+"""先练老师再练学生：与自己一次一次练是一样的，停在哪里都接得上，谁的文件也不动。"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.console import UserError
+from tests.small_run import build_data, quick, stop_before, values, weights, work_dir
+from training import loop
+
+SHORT = {"TRAIN_ITER": 18, "SEED": 5}  # 6 次更新
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_start():
+    with quick(poem="诗"):
+        yield
+
+
+def same(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return all(torch.equal(theirs[name], weight) for name, weight in ours.items())
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, data) -> Path:
+    """TEACHER=2 一口气练完的目录。"""
+    folder = work_dir(tmp_path_factory.mktemp("lessons") / "run", data)
+    loop.train(values(folder, TEACHER="2", **SHORT))
+    return folder
+
+
+def test_two_teachers_and_their_student_are_three_plain_runs(tmp_path, data, taught):
+    folders = [work_dir(tmp_path / name, data) for name in ("one", "two", "student")]
+    for folder, seed in zip(folders, (6, 7)):
+        loop.train(values(folder, **{**SHORT, "SEED": seed}))
+        number = folders.index(folder) + 1
+        assert same(folder, taught / f"teacher{number}")
+    given = ",".join(map(str, folders[:2]))
+    loop.train(values(folders[2], TEACHER=given, **SHORT))
+    assert same(folders[2], taught)
+    assert not same(folders[0], folders[1])
+
+
+def test_each_lesson_is_announced(tmp_path, data, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    loop.train(values(folder, TEACHER="1", **SHORT))
+    said = capsys.readouterr().out
+    places = [said.index(word) for word in ("【老师 1/1】", "【学生】", "老师：")]
+    assert places == sorted(places)
+    loop.train(values(folder, TEACHER="1", **SHORT))
+    assert capsys.readouterr().out.count("这次训练已经完成") == 2
+
+
+@pytest.mark.parametrize("moments", [(2,), (0, 4), (5, 5, 3)])
+def test_stopped_anywhere_the_same_command_goes_on(tmp_path, data, taught, monkeypatch, moments):
+    """几次 Ctrl-C，落在哪个老师或学生身上都一样。"""
+    folder = work_dir(tmp_path / "run", data)
+    stop_before(monkeypatch, *moments)
+    results = [loop.train(values(folder, TEACHER="2", **SHORT)) for _ in range(len(moments) + 1)]
+    assert [bool(result["stopped"]) for result in results] == [True] * len(moments) + [False]
+    assert same(taught, folder)
+
+
+def test_a_new_dataset_reaches_the_teachers_and_nothing_is_lost(tmp_path, data):
+    folder = work_dir(tmp_path / "run", data)
+    loop.train(values(folder, TEACHER="1", **SHORT))
+    before = weights(folder / "teacher1")
+    other = tmp_path / "other"
+    other.mkdir()
+    os.replace(build_data(other, count=40), folder / "dataset.bin")
+    with pytest.raises(UserError, match="：与检查点训练用的不是同一份"):
+        loop.train(values(folder, TEACHER="1", **SHORT))
+    assert (folder / "teacher1" / "dataset.old1.bin").read_bytes() == data.read_bytes()
+    loop.train(values(folder, TEACHER="1", RESUME="off", **SHORT))
+    kept = weights(folder / "teacher1", "checkpoint.old1.bin")
+    assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+
+
+def test_without_hard_links_the_dataset_is_copied(tmp_path, data, taught, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError("没有硬链接")
+
+    folder = work_dir(tmp_path / "run", data)
+    monkeypatch.setattr(os, "link", refuse)
+    loop.train(values(folder, TEACHER="2", **SHORT))
+    assert (folder / "teacher1" / "dataset.bin").read_bytes() == data.read_bytes()
+    assert same(taught, folder)
+
+
+def test_zero_teachers_is_no_teacher(tmp_path, data, capsys):
+    folder = work_dir(tmp_path / "run", data)
+    loop.train(values(folder, TEACHER="0", **SHORT))
+    assert "老师" not in capsys.readouterr().out
+    assert not list(folder.glob("teacher*"))
+
+
+def test_without_a_dataset_no_teacher_begins(tmp_path):
+    with pytest.raises(UserError, match="没有找到数据集"):
+        loop.train(values(tmp_path / "empty", TEACHER="2", **SHORT))
