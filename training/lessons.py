@@ -16,6 +16,8 @@ import dataset
 from support import artefacts, files
 from support.console import UserError
 
+_INPUTS = ("FROM", "REPLAY_DATA")
+
 
 class Lesson(NamedTuple):
     """一次训练。"""
@@ -31,15 +33,22 @@ def plan(values: dict) -> list:
         return [Lesson(values)]
     count = int(given)
     folders = [str(home / f"{artefacts.TEACHER}{n}") for n in range(1, count + 1)]
+    shared = {**values, **_inputs(values), "TEACHER": ""}
     lessons = [
         Lesson(
-            {**values, "WORK_DIR": folder, "SEED": values["SEED"] + n, "TEACHER": ""},
+            {**shared, "WORK_DIR": folder, "SEED": values["SEED"] + n},
             f"【老师 {n}/{count}】{folder}",
         )
         for n, folder in enumerate(folders, 1)
     ]
     student = {**values, "TEACHER": ",".join(folders)}
     return [*lessons, Lesson(student, "【学生】" if lessons else "")]
+
+
+def _inputs(values: dict) -> dict:
+    """写成相对 WORK_DIR 的输入，从老师的目录里也找得到。"""
+    found = {name: files.find_input(values[name], values["WORK_DIR"]) for name in _INPUTS}
+    return {name: str(path) for name, path in found.items() if path is not None}
 
 
 def lend_data(work_dir: str, folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,15 @@ def test_without_hard_links_the_dataset_is_copied(tmp_path, data, taught, monkey
     loop.train(values(folder, TEACHER="2", **SHORT))
     assert (folder / "teacher1" / "dataset.bin").read_bytes() == data.read_bytes()
     assert same(taught, folder)
+
+
+def test_inputs_beside_the_dataset_are_found_by_the_teachers_too(tmp_path, data, taught):
+    """FROM、REPLAY_DATA 写成相对 WORK_DIR 的路径。"""
+    folder = work_dir(tmp_path / "run", data)
+    shutil.copy(taught / "best_model.bin", folder / "base.bin")
+    shutil.copy(data, folder / "old.bin")
+    mixed = {"FROM": "base.bin", "REPLAY_DATA": "old.bin", "REPLAY_SHARE": 0.2}
+    assert loop.train(values(folder, TEACHER="1", **SHORT, **mixed))["updates"] == 6
 
 
 def test_zero_teachers_is_no_teacher(tmp_path, data, capsys):
