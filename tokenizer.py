@@ -16,6 +16,7 @@ BPE 三句话：
 
 from __future__ import annotations
 
+import abc
 import codecs
 import hashlib
 import json
@@ -104,7 +105,7 @@ def count_words(texts: Iterable[str]) -> dict[str, int]:
 # ── 自己的分词器 ──────────────────────────────────────────────────────
 
 
-class Codec:
+class Codec(abc.ABC):
     """两种分词器共有的部分。"""
 
     pad_id, start_id, end_id = PAD_ID, START_ID, END_ID
@@ -124,9 +125,9 @@ class Codec:
         """词表、合并与切词规则的 SHA-256；与实现、库的版本、文件的排版无关。"""
         return fingerprint(self.to_json())
 
+    @abc.abstractmethod
     def to_json(self) -> str:
         """tokenizers 格式的 JSON。"""
-        raise NotImplementedError
 
     def token_bytes(self, token: int) -> bytes:
         """一个 token 的字节；特殊符号是 b""。编号不在词表里时抛出 ValueError。"""
@@ -143,9 +144,9 @@ class Codec:
         Path(path).write_bytes(self.to_json().encode("utf-8"))
 
     @classmethod
+    @abc.abstractmethod
     def from_json(cls, text: str) -> Codec:
         """由 tokenizers 格式的 JSON 造出；不是本项目能用的分词器时抛出 ValueError。"""
-        raise NotImplementedError
 
     @classmethod
     def load(cls, path: str | Path) -> Codec:
