@@ -206,8 +206,6 @@ class BPETokenizer(Codec):
         self._become(names, self.special_ids, merges)
         return self
 
-    # 编码
-
     def encode(self, text: str) -> list[int]:
         """文本 → 编号；全部当作普通文字。"""
         return self._encoder.encode(split_words(clean(text)))
@@ -215,8 +213,6 @@ class BPETokenizer(Codec):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """逐个 encode。"""
         return [self.encode(text) for text in texts]
-
-    # 文件
 
     def to_json(self) -> str:
         """tokenizers 格式的 JSON，与该库存出的一字不差。"""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -58,8 +59,24 @@ def train(case: dict, rank: int = 0) -> dict:
 
 
 def threads() -> list:
-    """本进程此刻的线程的名字；不是 Linux 时为空。"""
-    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    """本进程收场时的线程的名字；不是 Linux 时为空。
+
+    等到了的线程在 /proc 里还会留几毫秒，所以看到 gloo 的就再等等；没有人等的一直在。
+    """
+    deadline = time.monotonic() + 10
+    names = _thread_names()
+    while any("gloo" in name for name in names) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        names = _thread_names()
+    return names
+
+
+def _thread_names() -> list:
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # 刚列出来就没有了
+            names.append(path.read_text(encoding="utf-8").strip())
+    return names
 
 
 def _trouble(case, number, run):
