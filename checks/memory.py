@@ -49,13 +49,14 @@ def vocab_size(settings: Settings) -> int:
 def _predict(
     settings: Settings, device: str, dtype: str, vocab: int, grad_checkpoint: bool | None = None
 ) -> int:
-    """训练时内存的峰值（字节）。"""
-    from training import memory
+    """训练时内存的峰值（字节），老师占的也算。"""
+    from training import memory, teacher
 
     if grad_checkpoint is None:
         grad_checkpoint = settings.GRAD_CHECKPOINT == "on"
-    return memory.predict_peak(
-        planned_config(settings, vocab),
+    shape = planned_config(settings, vocab)
+    return teacher.room(_teachers(settings, shape), device) + memory.predict_peak(
+        shape,
         _rows_at_once(settings, device),
         settings.MAX_SEQ_LEN,
         dtype=dtype,
@@ -63,6 +64,23 @@ def _predict(
         grad_checkpoint=grad_checkpoint,
         device=device,
     )
+
+
+def _teachers(settings: Settings, student: GPTConfig) -> list:
+    """老师们的形状；还没有练、打不开的当作与学生一样。"""
+    import checkpoint
+    from training import lessons, teacher
+    from writing import origin
+
+    count = lessons.number(settings.TEACHER)
+    shapes = [student] * (count or 0)
+    for path in teacher.paths(settings.TEACHER) if count is None else []:
+        try:
+            found = origin.open_model(path, settings.WORK_DIR, "TEACHER")
+            shapes.append(checkpoint.shape_of(found))
+        except UserError:
+            shapes.append(student)
+    return shapes
 
 
 def _rows_at_once(settings: Settings, device: str) -> int:

@@ -26,12 +26,16 @@ class Lesson(NamedTuple):
     title: str = ""  # 给人看的；只有一次时是空的
 
 
+def number(given: str) -> int | None:
+    """TEACHER 写的是几个老师；写的是路径、没有写时为 None。"""
+    return int(given) if given.strip().isdecimal() else None
+
+
 def plan(values: dict) -> list:
     """依次要做的训练；TEACHER 不是一个数时只有原来的一次。"""
-    given, home = values["TEACHER"].strip(), Path(values["WORK_DIR"])
-    if not given.isdecimal():
+    count, home = number(values["TEACHER"]), Path(values["WORK_DIR"])
+    if count is None:
         return [Lesson(values)]
-    count = int(given)
     folders = [str(home / f"{artefacts.TEACHER}{n}") for n in range(1, count + 1)]
     shared = {**values, **_inputs(values), "TEACHER": ""}
     lessons = [

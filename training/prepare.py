@@ -106,7 +106,7 @@ def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None
     ranks.agree(
         {
             **watched,
-            "老师": len(teacher.given(Settings.pick(values))),
+            "老师": len(teacher.paths(values["TEACHER"])),
             artefacts.DATASET: corpus.data.fingerprint[:12],
             "旧诗": resume.replayed(corpus)[:12],
             "分词器": corpus.tokenizer.fingerprint[:12],

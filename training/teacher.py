@@ -37,10 +37,8 @@ class Teacher:
         return Soft(torch.cat(hidden, 1) / len(hidden), self._weight, self.share)
 
     def bytes(self) -> int:
-        """它们要占的内存：权重、合在一起的输出层，和一块概率。"""
-        count = sum(param.numel() for model in self.models for param in model.parameters())
-        chunk = default_chunks(self._weight.device.type).rows * len(self._weight)
-        return 4 * (count + self._weight.numel() + chunk)
+        """它们要占的内存，见 room。"""
+        return room([model.config for model in self.models], self._weight.device.type)
 
     def told(self, where: str) -> str:
         """开场说的一行；where 是 TEACHER 写的。"""
@@ -48,9 +46,18 @@ class Teacher:
         return f"老师：{where}，概率占目标的 {self.share:.0%}；每次更新多{each}"
 
 
-def given(settings: Settings) -> list:
+def room(shapes: list, device: str) -> int:
+    """这些形状（GPTConfig）的老师要占的内存，字节：权重、合在一起的输出层，和一块概率。"""
+    if not shapes:
+        return 0
+    tables = sum(shape.vocab_size * shape.dim for shape in shapes)
+    chunk = default_chunks(device).rows * shapes[0].vocab_size
+    return 4 * (sum(shape.matrix_parameters() for shape in shapes) + tables + chunk)
+
+
+def paths(given: str) -> list:
     """TEACHER 里的各个路径。"""
-    return list(filter(None, (path.strip() for path in settings.teacher.split(","))))
+    return list(filter(None, (path.strip() for path in given.split(","))))
 
 
 def find(settings: Settings, corpus: Corpus, machine: Machine, ranks: Ranks) -> Teacher | None:
@@ -58,11 +65,11 @@ def find(settings: Settings, corpus: Corpus, machine: Machine, ranks: Ranks) -> 
 
     写文件的进程读，传给别的，所以模型只要在一台机器上。
     """
-    paths = given(settings)
-    if not paths:
+    given = paths(settings.teacher)
+    if not given:
         return None
     read = ranks.together(
-        lambda: [_open(path, settings, corpus) for path in paths] if ranks.is_main else None
+        lambda: [_open(path, settings, corpus) for path in given] if ranks.is_main else None
     )
     models = [checkpoint.rebuild(saved)[0] for saved in ranks.share(read, ranks.writer)]
     return Teacher([model.to(machine.device) for model in models])

@@ -252,6 +252,16 @@ def test_w8_memory_is_what_is_free_on_the_fullest_card(
     assert card.level == level and f"{min(free):.1f} GB" in card.text
 
 
+@pytest.mark.parametrize("teachers", ["20", ",".join(["还没有的老师"] * 20)])
+def test_the_forecast_counts_the_teachers(settings, tmp_path, monkeypatch, teachers):
+    monkeypatch.setattr(prediction, "simulate", prediction.formula)  # 快
+    monkeypatch.setattr(memory, "CARD_GIB", 2.5)
+    vars(settings).update(README, DTYPE="fp32", WORK_DIR=str(tmp_path), VOCAB_SIZE=20000)
+    assert levels(memory.check_memory, settings)["显存"] == OK
+    settings.TEACHER = teachers
+    assert levels(memory.check_memory, settings)["显存"] == WARN
+
+
 # ── 产物 ──────────────────────────────────────────────────────────────
 
 

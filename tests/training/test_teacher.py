@@ -10,6 +10,7 @@ import torch
 import checkpoint
 import config
 import dataset
+from kernels.cross_entropy import default_chunks
 from support.console import UserError
 from tests.small_run import build_data, quick, same_when_interrupted, values, work_dir
 from training import loop, prepare
@@ -87,6 +88,16 @@ def test_several_teachers_say_the_geometric_mean(data, tmp_path):
     each = [model(inputs).softmax(-1).flatten(0, 1)[where] for model in models]
     mean = torch.stack(each).log().mean(0).exp()
     torch.testing.assert_close(said, mean / mean.sum(-1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+def test_the_room_of_teachers_is_what_they_hold(data, tmp_path):
+    """预测的内存不少于它们手里的张量，也不多出一块概率以外的。"""
+    folder = work_dir(tmp_path / "run", data)
+    teachers = Teacher([prepare.open_run(values(folder), Ranks()).model for _ in range(2)])
+    tables = [model.embed.weight for model in teachers.models]
+    held = [param for model in teachers.models for param in model.parameters()] + tables
+    soft = default_chunks("cpu").rows * len(tables[0]) * 4
+    assert teachers.bytes() == pytest.approx(sum(t.nbytes for t in held) + soft, rel=0.01)
 
 
 def test_an_interrupted_student_is_the_same_student(tmp_path, data, teacher, second, monkeypatch):
