@@ -1,7 +1,11 @@
-"""python -m tests [pytest 的参数]：备好环境，跑测试，退出码照传。"""
+"""python -m tests [pytest 的参数]：备好环境，跑测试，退出码照传。
+
+什么参数也没有时是全部的测试，装了 pytest-xdist 就分给几个进程。
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +30,7 @@ ORACLES = {
     "playwright": "playwright",
     "pypinyin": "pypinyin",
 }
+MOST_WORKERS = 4  # 每个约占 0.5 GB 内存，有的测试自己还要起几个进程
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
 
@@ -37,12 +42,22 @@ def missing_oracles(python: Path) -> list[str]:
     return missing
 
 
+def side_by_side(python: Path, given: list[str]) -> list[str]:
+    """分给几个进程的参数：同一个文件的在同一个进程里，备好的材料才不用备两遍。"""
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    if given or workers < 2 or bootstrap.missing_modules(python, ["xdist"]):
+        return []
+    return ["-n", str(workers), "--dist", "loadfile"]
+
+
 def main() -> int:
     python = bootstrap.test_environment()
+    given = sys.argv[1:]
     missing = missing_oracles(python)
     if missing:
         print(f"没有安装、因此跳过的可选对照：{'、'.join(missing)}", flush=True)
-    return subprocess.call([str(python), "-m", "pytest", *sys.argv[1:]], cwd=str(ROOT))
+    command = [str(python), "-m", "pytest", *side_by_side(python, given), *given]
+    return subprocess.call(command, cwd=str(ROOT))
 
 
 if __name__ == "__main__":
