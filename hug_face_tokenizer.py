@@ -74,7 +74,7 @@ def training_texts(path: Path, chosen: Chosen) -> Iterator[str]:
             found += bool(text)
             yield text
     if not found:
-        raise UserError(f"{path} 里一首诗也没有\n请运行：python data_clean.py")
+        raise UserError(f"{path} 里一首诗也没有（验证用的不算）\n请运行：python data_clean.py")
 
 
 def train(

@@ -73,7 +73,7 @@ def validation_at_start() -> float:
     from training.distributed import Ranks
 
     config.load(__doc__, argv=[*overrides(), "--RESUME=off"])
-    return validation.bits_per_char(prepare.open_run(config.values(), Ranks()))
+    return validation.bits_per_char(prepare.open_run({**config.values(), "TEACHER": ""}, Ranks()))
 
 
 def write_poem() -> tuple[str, bool]:
@@ -136,7 +136,7 @@ def _next_commands() -> None:
 接下来：
   {python} infere.py --WORK_DIR=quickstart_out          与这个模型对话
   {python} evaluate.py --WORK_DIR=quickstart_out        给它打分
-  {python} diagnose.py                                  检查环境、数据与显存
+  {python} diagnose.py --WORK_DIR=quickstart_out        检查环境、数据与显存
 用八万首真诗训练：把语料放到 poetry/data（见 README），再依次运行
   {python} data_clean.py
   {python} hug_face_tokenizer.py

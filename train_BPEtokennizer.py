@@ -50,7 +50,8 @@ def compare(made: BPETokenizer, path: Path) -> None:
     except (OSError, ValueError) as error:
         print(f"没有与 {path} 对照：{error}")
         return
-    print(f"与 {path} " + ("逐条相同" if same else "不同（语料或 VOCAB_SIZE 不一样时如此）"))
+    why = "语料、VOCAB_SIZE、VAL_SHARE 或 SEED 不一样时如此"
+    print(f"与 {path} " + ("逐条相同" if same else f"不同（{why}）"))
 
 
 def main() -> None:

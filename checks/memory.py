@@ -69,12 +69,11 @@ def _predict(
 def _teachers(settings: Settings, student: GPTConfig) -> list:
     """老师们的形状；还没有练、打不开的当作与学生一样。"""
     import checkpoint
-    from training import lessons, teacher
+    from training import teacher
     from writing import origin
 
-    count = lessons.number(settings.TEACHER)
-    shapes = [student] * (count or 0)
-    for path in teacher.paths(settings.TEACHER) if count is None else []:
+    shapes = [student] * (teacher.number(settings.TEACHER) or 0)
+    for path in teacher.paths(settings.TEACHER):
         try:
             found = origin.open_model(path, settings.WORK_DIR, "TEACHER")
             shapes.append(checkpoint.shape_of(found))

@@ -44,7 +44,8 @@ def missing_oracles(python: Path) -> list[str]:
 
 def side_by_side(python: Path, given: list[str]) -> list[str]:
     """分给几个进程的参数：同一个文件的在同一个进程里，备好的材料才不用备两遍。"""
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(MOST_WORKERS, cores or 1)
     if given or workers < 2 or bootstrap.missing_modules(python, ["xdist"]):
         return []
     return ["-n", str(workers), "--dist", "loadfile"]

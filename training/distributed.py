@@ -23,7 +23,7 @@ from typing import Any, Callable, Iterator
 import torch
 import torch.distributed as dist
 
-from support import files, hardware
+from support import console, files, hardware
 from support.console import UserError
 
 _PIECE = 1 << 26  # 传检查点时一段的字节数
@@ -94,6 +94,12 @@ class Ranks:
         if different:
             self.refuse("\n".join(f"{_who(text, problems)}：{text}" for text in different))
         return result
+
+    def in_turn(self, work: Callable[[], Any]) -> None:
+        """0 号进程先做，读文件的别的进程随后：同一块盘上的文件不会两个人同时动。"""
+        turns = (self.rank == 0, self.rank != 0 and self.reads_files)
+        for mine in turns if self.world_size > 1 else (True,):
+            self.together(lambda mine=mine: _explained(work) if mine else None)
 
     def agree(self, facts: dict) -> None:
         """各进程的 facts 必须逐项相同，否则全体以同一条消息退出。"""
@@ -267,6 +273,14 @@ def _import_before_the_group() -> None:
     编译用到的 torch._dynamo 会导入它；用 importlib，免得 torch 成了局部的名字。
     """
     importlib.import_module("torch.distributed.nn.functional")
+
+
+def _explained(work: Callable[[], Any]) -> None:
+    """磁盘满了之类也要让别的进程知道。"""
+    try:
+        work()
+    except OSError as error:
+        raise UserError(console.explain(error)) from error
 
 
 def _who(text: str, problems: list) -> str:

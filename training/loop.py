@@ -30,12 +30,15 @@ def train(values: dict) -> dict:
     with contextlib.ExitStack() as held:
         held.callback(ranks.close)
         ranks.together(lambda: _own(values["WORK_DIR"], ranks, held))
-        for lesson in lessons.plan(values):
+        planned = lessons.settle(values, ranks)
+        for lesson in planned:
             if lesson.title:
-                ranks.together(functools.partial(_prepare, lesson, values["WORK_DIR"], ranks, held))
-            result = _train(lesson.values, ranks)
+                ranks.in_turn(functools.partial(_prepare, lesson, values["WORK_DIR"], ranks, held))
+            result = _train(lesson.values, ranks, last=lesson is planned[-1])
             if result["stopped"]:
                 break
+        if result["stopped"] and values["RESUME"] == "off" and ranks.is_main:
+            print("接着训练时去掉 --RESUME=off：有它就从头再来。", flush=True)
     return result
 
 
@@ -45,18 +48,28 @@ def _prepare(lesson: Lesson, work_dir: str, ranks: Ranks, held: contextlib.ExitS
         print(f"\n{lesson.title}", flush=True)
     if lesson.values["WORK_DIR"] != work_dir:
         _own(lesson.values["WORK_DIR"], ranks, held)
-        if ranks.reads_files:
-            lessons.lend_data(work_dir, lesson.values["WORK_DIR"])
+        lessons.lend_data(work_dir, lesson.values["WORK_DIR"])
 
 
-def _train(values: dict, ranks: Ranks) -> dict:
+def _train(values: dict, ranks: Ranks, last: bool) -> dict:
     run = prepare.open_run(values, ranks)
     schedule = ByUpdates(run.settings)
     records = Records(run, schedule)
     if schedule.is_complete(run.position):
         records.reporter.already_done()
         return run.result()
-    return fit(run, schedule, records)
+    result = fit(run, schedule, records)
+    return result if last or result["stopped"] else _heed(run, result)
+
+
+def _heed(run: Run, result: dict) -> dict:
+    """收场时才来的信号：这一次已经练完，下一次不再开始。"""
+    try:
+        run.stop.check_marks(run.ranks.sum(run.stop.marks()))
+    except Interrupted as stopped:
+        run.voice.say("已停下：这一次练完了，下一次没有开始。接着训练：重新运行同一条命令。")
+        return run.result(stopped.number)
+    return result
 
 
 def _own(work_dir: str, ranks: Ranks, held: contextlib.ExitStack) -> None:

@@ -101,11 +101,13 @@ def _settle(values: dict, corpus: Corpus, newest: resume.Newest | None) -> regul
 
 def _agree(values: dict, corpus: Corpus, machine: Machine, ranks: Ranks) -> None:
     """各进程的配置、数据、设备必须相同。"""
-    elsewhere = ("WORK_DIR", "DEVICE", "TEACHER")  # 路径各机器可以不同；老师由一个进程读
+    # 路径各机器可以不同；老师、起点由一个进程读，旧诗比的是内容
+    elsewhere = ("WORK_DIR", "DEVICE", "TEACHER", "FROM", "REPLAY_DATA")
     watched = {n: values[n] for n in Settings.names() if n not in elsewhere}
     ranks.agree(
         {
             **watched,
+            "起点": bool(values["FROM"]),
             "老师": len(teacher.paths(values["TEACHER"])),
             artefacts.DATASET: corpus.data.fingerprint[:12],
             "旧诗": resume.replayed(corpus)[:12],

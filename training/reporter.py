@@ -38,6 +38,7 @@ class Reporter:
             "pass_tokens": int(run.corpus.lengths.sum()),
             "plan_tokens": self._plan_tokens(),
             "dropout": s.dropout,
+            "taught": bool(s.teacher),
             "preset": run.values.get("PRESET", ""),
             "device": str(run.machine.device),
             "dtype": run.machine.dtype_name,
@@ -144,7 +145,7 @@ class Reporter:
 
     def _overfit_message(self) -> str:
         best, s = self.run.position.best, self.run.settings
-        return overfit.message(best.val_bpc, self._last, best.iter, s.dropout)
+        return overfit.message(best.val_bpc, self._last, best.iter, s.dropout, bool(s.teacher))
 
     def foretell(self) -> None:
         """训练满一分钟时，说一次预计什么时候结束。"""

@@ -55,8 +55,15 @@ def room(shapes: list, device: str) -> int:
     return 4 * (sum(shape.matrix_parameters() for shape in shapes) + tables + chunk)
 
 
+def number(given: str) -> int | None:
+    """TEACHER 写的是几个老师；写的是路径、没有写时为 None。"""
+    return int(given) if given.strip().isdecimal() else None
+
+
 def paths(given: str) -> list:
-    """TEACHER 里的各个路径。"""
+    """TEACHER 里的各个路径；写的是数时没有。"""
+    if number(given) is not None:
+        return []
     return list(filter(None, (path.strip() for path in given.split(","))))
 
 
@@ -65,6 +72,11 @@ def find(settings: Settings, corpus: Corpus, machine: Machine, ranks: Ranks) -> 
 
     写文件的进程读，传给别的，所以模型只要在一台机器上。
     """
+    if number(settings.teacher):
+        raise UserError(
+            f"TEACHER={settings.teacher} 要先练老师，只有 train_gpt.py 与 train_gpt_ddp.py 会练；"
+            "这里请写练好的模型的路径（什么都没有改动）。"
+        )
     given = paths(settings.teacher)
     if not given:
         return None

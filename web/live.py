@@ -56,7 +56,7 @@ def status(work_dir: str, now: float | None = None) -> dict[str, Any]:
         "memory_mb": _number(info.get("memory_mb")),
         "best": best and {"iter": best["iter"], "val_bpc": best["val_bpc"]},
         "overfitting": over,
-        "mend": None if over is None else overfit.mend(over, _number(info.get("dropout")) or 0.0),
+        "mend": None if over is None else _mend(over, info),
         "reference": _reference(rows, info),
         "train": thin([[r["iter"], r["loss"]] for r in rows if r["loss"] is not None]),
         "val": thin([[r["iter"], r["val_bpc"]] for r in evaluated]),
@@ -150,6 +150,11 @@ def _overfitting(evaluated: list[Row]) -> int | None:
     best = min(range(len(scores)), key=scores.__getitem__)
     over = overfit.began(scores[best], scores[-1], len(scores) - 1 - best)
     return evaluated[best]["iter"] if over else None
+
+
+def _mend(over: int, info: dict[str, Any]) -> str:
+    """过拟合怎样办。"""
+    return overfit.mend(over, _number(info.get("dropout")) or 0.0, bool(info.get("taught")))
 
 
 def _reference(rows: list[Row], info: dict[str, Any]) -> dict[str, Any] | None:

@@ -220,6 +220,7 @@ def pair(tmp_path_factory, data, single) -> tuple:
     cases[-1]["values"].update(KINDS["adamw_plain"])
     case("config", rank_values={"1": {"LEARNING_RATE": 0.5, "GRAD_CLIP": 2.0}})
     shutil.copy(data.with_name("other.bin"), Path(work_dir(folder / "b", data)) / "dataset.bin")
+    case("teachers", rank_values={"1": {"TEACHER": "2"}})
     case("dataset", rank_values={"1": {"WORK_DIR": str(folder / "b")}})
     case("missing", rank_values={"1": {"WORK_DIR": str(folder / "empty")}})
     case("flipped", flip_at=HALF, rank=1)
@@ -338,6 +339,7 @@ def test_disagreement_is_told_at_start(pair):
     for name, words in (
         ("config", ("LEARNING_RATE", "GRAD_CLIP", "0.5")),
         ("dataset", ("dataset.bin", "1 号进程")),
+        ("teachers", ("TEACHER", "1 号进程是 2")),
         ("missing", ("1 号进程", "没有找到")),
     ):
         message = outcomes[name][0]["refused"]

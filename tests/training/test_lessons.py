@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from support.console import UserError
 from tests.small_run import build_data, quick, stop_before, values, weights, work_dir
 from training import loop
+from training.keeper import Records
 
 SHORT = {"TRAIN_ITER": 18, "SEED": 5}  # 6 次更新
 
@@ -53,8 +55,10 @@ def test_each_lesson_is_announced(tmp_path, data, capsys):
     said = capsys.readouterr().out
     places = [said.index(word) for word in ("【老师 1/1】", "【学生】", "老师：")]
     assert places == sorted(places)
+    shutil.rmtree(folder / "teacher1")  # 学生练完了，不再要老师
     loop.train(values(folder, TEACHER="1", **SHORT))
-    assert capsys.readouterr().out.count("这次训练已经完成") == 2
+    assert capsys.readouterr().out.count("这次训练已经完成") == 1
+    assert not (folder / "teacher1").exists()
 
 
 @pytest.mark.parametrize("moments", [(2,), (0, 4), (5, 5, 3)])
@@ -74,12 +78,81 @@ def test_a_new_dataset_reaches_the_teachers_and_nothing_is_lost(tmp_path, data):
     other = tmp_path / "other"
     other.mkdir()
     os.replace(build_data(other, count=40), folder / "dataset.bin")
-    with pytest.raises(UserError, match="：与检查点训练用的不是同一份"):
-        loop.train(values(folder, TEACHER="1", **SHORT))
+    longer = {**SHORT, "TRAIN_ITER": 24}  # 还没有练完
+    with pytest.raises(UserError, match=r"另一份 dataset\.bin"):
+        loop.train(values(folder, TEACHER="1", **longer))
+    assert (folder / "teacher1" / "dataset.bin").read_bytes() == data.read_bytes()
+    loop.train(values(folder, TEACHER="1", RESUME="off", **longer))
     assert (folder / "teacher1" / "dataset.old1.bin").read_bytes() == data.read_bytes()
-    loop.train(values(folder, TEACHER="1", RESUME="off", **SHORT))
     kept = weights(folder / "teacher1", "checkpoint.old1.bin")
     assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+
+
+def test_a_plain_run_there_is_not_taken_for_the_student(tmp_path, data, taught, capsys):
+    """照过拟合的提示来：先说清楚，什么都不练；--RESUME=off 才练老师与学生，旧的留着。"""
+    folder = work_dir(tmp_path / "run", data)
+    loop.train(values(folder, **SHORT))
+    before = weights(folder)
+    with pytest.raises(UserError, match="--RESUME=off"):
+        loop.train(values(folder, TEACHER="2", **SHORT))
+    assert not (folder / "teacher1").exists()
+    loop.train(values(folder, TEACHER="2", RESUME="off", **SHORT))
+    assert same(taught, folder)
+    kept = weights(folder, "checkpoint.old1.bin")
+    assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+    assert "checkpoint.old1.bin" in capsys.readouterr().out
+    with pytest.raises(UserError, match="这 3 个老师"):
+        loop.train(values(folder, TEACHER="3", **SHORT))
+
+
+def test_begun_anew_and_stopped_it_goes_on_without_resume_off(
+    tmp_path, data, taught, monkeypatch, capsys
+):
+    """以前的老师与学生都在；从头来的停在一个老师身上，去掉 --RESUME=off 就从那里接着。"""
+    folder = work_dir(tmp_path / "run", data)
+    loop.train(values(folder, TEACHER="2", **{**SHORT, "SEED": 77}))
+    stop_before(monkeypatch, 3)
+    stopped = loop.train(values(folder, TEACHER="2", RESUME="off", **SHORT))["stopped"]
+    assert stopped and "去掉 --RESUME=off" in capsys.readouterr().out
+    loop.train(values(folder, TEACHER="2", **SHORT))
+    assert "续训：从第 3 次更新接着来" in capsys.readouterr().out
+    assert same(taught, folder)
+
+
+def test_a_signal_while_a_teacher_winds_up_is_heeded(tmp_path, data, taught, monkeypatch):
+    folder = work_dir(tmp_path / "run", data)
+    wind_up = Records.finish
+
+    def signalled(keeper):
+        wind_up(keeper)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "finish", signalled)
+        assert loop.train(values(folder, TEACHER="2", **SHORT))["stopped"] == signal.SIGINT
+    assert not (folder / "teacher2").exists()
+    loop.train(values(folder, TEACHER="2", **SHORT))
+    assert same(taught, folder)
+
+
+def test_a_linked_dataset_reaches_the_teachers(tmp_path, data, taught):
+    """WORK_DIR 的 dataset.bin 是个相对的链接。"""
+    shutil.copy(data, tmp_path / "shared.bin")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    try:
+        (folder / "dataset.bin").symlink_to(Path("..") / "shared.bin")
+    except OSError:
+        pytest.skip("这里不能建链接")
+    loop.train(values(folder, TEACHER="2", **SHORT))
+    assert same(taught, folder)
+
+
+def test_a_comma_in_the_folder_is_refused_before_anything(tmp_path, data):
+    folder = work_dir(tmp_path / "a,b", data)
+    with pytest.raises(UserError, match="逗号"):
+        loop.train(values(folder, TEACHER="1", **SHORT))
+    assert not (folder / "teacher1").exists()
 
 
 def test_without_hard_links_the_dataset_is_copied(tmp_path, data, taught, monkeypatch):

@@ -117,6 +117,7 @@ def test_a_teacher_that_cannot_teach_is_refused(tmp_path, data, teacher):
         assert "什么都没有改动" in str(caught.value)
 
     refused(r"TEACHER=.*不能用", TEACHER=str(tmp_path / "nowhere"))
+    refused("train_gpt.py", TEACHER="2")
     refused("分词器", TEACHER=f"{teacher},{other}")
     refused("MAX_SEQ_LEN=128", TEACHER=str(teacher), MAX_SEQ_LEN=128)
     assert [path.name for path in folder.iterdir()] == ["dataset.bin"]
