@@ -1,4 +1,4 @@
-# 写诗的网页与接口。模型不在里面，运行时挂上：
+# 写诗的网页与接口。随附的模型在里面，自己的运行时挂上：
 #   docker build -t poem .                          # 只用 CPU
 #   docker build -t poem --build-arg CUDA=cu128 .   # 有 NVIDIA 显卡；运行时加 --gpus all
 #   docker run --rm -p 8000:8000 -v "${PWD}:/model:ro" poem --API_KEY=你的密钥
@@ -17,7 +17,7 @@ COPY . ./
 RUN useradd --create-home poem
 USER poem
 EXPOSE 8000
-# 200 是能写诗了，503 是还没有模型
+# 200 是能写诗了，503 是还写不了
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 # exec 的写法：docker stop 的 SIGTERM 直接送到 serve.py，它写完手头的诗再走（docker stop -t 30）

@@ -18,7 +18,7 @@ from support.console import UserError
 
 # ── 文件 ──────────────────────────────────────────────────────────────
 WORK_DIR = "."  # 所有产物读写的目录；换一个目录就是另一次实验
-RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .jsonl .txt）
+RAW_DATA = "poetry/data"  # 原始诗歌：文件夹或单个文件（.pt .json .csv .md .txt……）
 DATA = ""  # evaluate.py 用的诗歌文件；空 = dataset.bin 的验证集
 CHECKPOINT = ""  # 要用的模型；空 = best_model.bin 或 checkpoint.bin，写诗时都没有就用随附的
 TOKENIZER = "auto"  # 分词器：auto（先 hug 后 bpe）| hug | bpe | 文件路径

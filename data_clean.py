@@ -116,7 +116,8 @@ def plan(raw_data: str, work_dir: str) -> Job:
     raise UserError(
         f"{missing}，{work_dir} 里也没有 {artefacts.POEMS}。\n"
         "请把诗放进 RAW_DATA：例如下载公开的现代诗语料 https://github.com/sheepzh/poetry ，"
-        "解压成 poetry/data/<作者>/*.pt，\n"
+        "解压成 poetry/data/<作者>/*.pt\n"
+        "（Windows 上有几个文件名不合法，怎样取见 README 的“数据准备”），\n"
         "然后运行：python data_clean.py\n"
         "只想先看看效果：python quickstart.py（用自带的样例诗）"
     )

@@ -2,7 +2,7 @@
 
 写好的诗还可以改：rewrite() 只换一行，titles() 给它起题目。
 导入本模块不载入任何东西（连 PyTorch 也不）；第一次 chat() 才载入 best_model.bin，
-没有它就用 checkpoint.bin。每个问题单独成诗，不记得上一个。对话里输入 /帮助 看全部命令。
+没有就用 checkpoint.bin，再没有就用随附的。每个问题单独成诗，不记得上一个。输入 /帮助 看全部命令。
 在别的文件夹里导入、那里有自己的 config.py 之类也不要紧；本项目的配置是 infere.config。
 """
 

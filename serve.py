@@ -3,8 +3,8 @@
     /      写诗的页面        /train  正在进行的训练（曲线、示例、剩余时间）
     /v1    OpenAI 兼容接口（openai 客户端的 base_url；模型名 base-gpt-modern-poem）
 
-接口里诗的控制项放在 extra_body：author、lines、length、first_line、acrostic、rhyme，
-以及 top_k、min_p、repetition_penalty。每个问题单独成诗，没有对话记忆。
+接口里诗的控制项放在 extra_body：author、lines、length、line_chars、first_line、acrostic、
+rhyme、form、tones，以及 top_k、min_p、repetition_penalty。每个问题单独成诗，没有对话记忆。
 监听本机以外的地址（--HOST=0.0.0.0）必须设置 --API_KEY；没有密钥时只认本机的 Host，
 别的名字写进 --ALLOWED_HOSTS。别的网站的页面要来调用，写进 --CORS_ORIGINS。
 """

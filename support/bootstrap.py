@@ -264,7 +264,9 @@ def _reachable(url: str) -> bool:
         with urllib.request.urlopen(url + "/torch/", timeout=10):
             return True
     except (OSError, ValueError):
-        print(f"连不上 {url}，改用默认索引。", flush=True)
+        note = "（装上的是 CPU 版，显卡用不上；换成显卡版的命令见 python diagnose.py）"
+        windows = platform.system() == "Windows"
+        print(f"连不上 {url}，改用默认索引{note if windows else ''}。", flush=True)
         return False
 
 

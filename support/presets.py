@@ -23,8 +23,8 @@ PRESETS = {
         {**_SHORT, "TRAIN_ITER": 1200, "EVAL_EVERY": 300, "SAVE_EVERY": 200, "SAMPLE_EVERY": 600},
     ),
     "hour": Preset(
-        "同上，五倍长",
-        "量的是由浅到深、抽样以前的：两核 AVX512-bf16 一小时 2,878 次更新，5.59 比特/字",
+        "同上，更新的次数是五倍",
+        "没有量；由浅到深、抽样以前另一次，两核 AVX512-bf16 一小时 2,878 次更新，5.59 比特/字",
         {**_SHORT, "TRAIN_ITER": 6000, "EVAL_EVERY": 600, "SAVE_EVERY": 300, "SAMPLE_EVERY": 600},
     ),
     "night": Preset(
