@@ -204,7 +204,11 @@ def pair(tmp_path_factory, data, single) -> tuple:
         values = {**dropout, "WORK_DIR": work_dir(folder / name, data)}
         cases.append({"name": name, "values": values, **options})
 
-    cases.append({"name": "begun", "values": begun_from(single, folder / "begun", data)})
+    begun = {"name": "begun", "values": begun_from(single, folder / "begun", data)}
+    shutil.copytree(single / "muon_plain", folder / "begun_1")  # 另一台机器上的路径可以不同
+    shutil.copy(data, folder / "old_1.bin")
+    elsewhere = {"FROM": str(folder / "begun_1"), "REPLAY_DATA": str(folder / "old_1.bin")}
+    cases.append({**begun, "rank_values": {"1": elsewhere}})
     there = {"WORK_DIR": work_dir(folder / "taught_1", data)}  # 另一台机器的目录
     taught = {"values": with_a_teacher(folder / "taught", data), "rank_values": {"1": there}}
     cases.append({"name": "taught", **taught})
