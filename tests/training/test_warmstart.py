@@ -107,3 +107,16 @@ def test_dimension_larger_than_the_vocabulary(stream):
     table, weight = warmstart.embedding(*stream, VOCAB, 128, seed=1)
     assert table.shape == (VOCAB, 128) and weight.shape == (128,)
     assert bool(torch.isfinite(table).all())
+
+
+@pytest.mark.parametrize("most", [1 << 24, 3000])
+def test_same_however_long_the_pieces_read_at_once(stream, monkeypatch, most):
+    """诗多时一段一段地读、均匀地取：怎样分段都一样。"""
+    tokens, mask = stream
+    mask = mask.copy()
+    mask[::7] = 0
+    monkeypatch.setattr(warmstart, "MOST_PAIRS", most)
+    whole = warmstart.embedding(tokens, mask, VOCAB, DIM, seed=1)
+    monkeypatch.setattr(warmstart, "_CHUNK", 997)
+    pieces = warmstart.embedding(tokens, mask, VOCAB, DIM, seed=1)
+    assert all(torch.equal(one, two) for one, two in zip(whole, pieces))
