@@ -45,6 +45,7 @@ class Ranks:
         self, rank: int = 0, world_size: int = 1, local_rank: int = 0, minutes: float = 5.0
     ) -> None:
         """minutes：等其他进程多久算失去联系。"""
+        self.again = "重新运行同一条命令"  # 怎样接着训练，由 launch.start 定
         self.rank, self.world_size, self.local_rank = rank, world_size, local_rank
         self.minutes = minutes
         self.writer = 0  # 写文件的进程：通常是 0 号，见 resume.newest
@@ -219,7 +220,7 @@ class Ranks:
             raise LostPeer(
                 f"{self.rank} 号进程与其他进程失去联系（等待上限 {self.minutes:g} 分钟，"
                 "见 DIST_TIMEOUT）。\n检查点是完好的；查明那台机器或进程为何退出后，"
-                f"重新运行同一条命令就会接着训练。\n（{_first_line(error)}）"
+                f"{self.again}就会接着训练。\n（{_first_line(error)}）"
             ) from error
         finally:
             self.seconds[kind] += time.perf_counter() - began

@@ -291,7 +291,7 @@ class Records(Keeper):
         else:
             run.voice.say(
                 f"第 {here.update} 次更新以前的都已存进 {artefacts.CHECKPOINT}，"
-                "重新运行同一条命令就接着训练。"
+                f"{run.ranks.again}就接着训练。"
             )
 
     def close(self) -> None:

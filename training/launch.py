@@ -85,6 +85,8 @@ def start(resume: str, minutes: float) -> Ranks:
     rank = _number("RANK", 0)
     local_rank = _number("LOCAL_RANK", rank if world_size > 1 else 0)
     ranks = Ranks(rank, world_size, local_rank, minutes)
+    if resume == "off":
+        ranks.again = "重新运行，不带 --RESUME=off（有它就从头再来）"
     if world_size == 1:
         return ranks
     if not 0 <= rank < world_size:

@@ -37,8 +37,6 @@ def train(values: dict) -> dict:
             result = _train(lesson.values, ranks, last=lesson is planned[-1])
             if result["stopped"]:
                 break
-        if result["stopped"] and values["RESUME"] == "off" and ranks.is_main:
-            print("接着训练时去掉 --RESUME=off：有它就从头再来。", flush=True)
     return result
 
 
@@ -67,7 +65,8 @@ def _heed(run: Run, result: dict) -> dict:
     try:
         run.stop.check_marks(run.ranks.sum(run.stop.marks()))
     except Interrupted as stopped:
-        run.voice.say("已停下：这一次练完了，下一次没有开始。接着训练：重新运行同一条命令。")
+        again = run.ranks.again
+        run.voice.say(f"已停下：这一次练完了，下一次没有开始。接着训练：{again}。")
         return run.result(stopped.number)
     return result
 

@@ -171,7 +171,8 @@ class Reporter:
     def interrupted(self) -> None:
         self.run.voice.say(
             f"已停下。第 {self.run.position.update} 次更新以前的都已保存在 "
-            f"{artefacts.CHECKPOINT}，没做完的那次更新已丢弃。\n接着训练：重新运行同一条命令。"
+            f"{artefacts.CHECKPOINT}，没做完的那次更新已丢弃。\n"
+            f"接着训练：{self.run.ranks.again}。"
         )
 
     def already_done(self) -> None:

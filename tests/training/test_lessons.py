@@ -108,12 +108,13 @@ def test_a_plain_run_there_is_not_taken_for_the_student(tmp_path, data, taught, 
 def test_begun_anew_and_stopped_it_goes_on_without_resume_off(
     tmp_path, data, taught, monkeypatch, capsys
 ):
-    """以前的老师与学生都在；从头来的停在一个老师身上，去掉 --RESUME=off 就从那里接着。"""
+    """以前的老师与学生都在；从头来的停在一个老师身上，不带 --RESUME=off 就从那里接着。"""
     folder = work_dir(tmp_path / "run", data)
     loop.train(values(folder, TEACHER="2", **{**SHORT, "SEED": 77}))
     stop_before(monkeypatch, 3)
     stopped = loop.train(values(folder, TEACHER="2", RESUME="off", **SHORT))["stopped"]
-    assert stopped and "去掉 --RESUME=off" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert stopped and "重新运行，不带 --RESUME=off" in said and "同一条命令" not in said
     loop.train(values(folder, TEACHER="2", **SHORT))
     assert "续训：从第 3 次更新接着来" in capsys.readouterr().out
     assert same(taught, folder)
