@@ -419,7 +419,10 @@ def test_scripts_run_from_the_command_line(tmp_path, data):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows 没有伪终端")
 def test_closed_terminal_saves_and_tells_the_truth(tmp_path, data):
     """关掉终端：做完的更新存下来，说不出话也不要紧，退出码是 128 + SIGHUP。"""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     folder = work_dir(tmp_path / "run", data)
     chosen = {**SMALL, "WORK_DIR": folder, "TRAIN_ITER": 300000, "SAVE_EVERY": 300000}
@@ -427,6 +430,8 @@ def test_closed_terminal_saves_and_tells_the_truth(tmp_path, data):
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, [sys.executable, str(ROOT / "train_gpt.py"), *words])
+    size = struct.pack("HHHH", 24, 80, 0, 0)  # 没有宽度的终端里进度条不动，读就一直等着
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
     while os.read(terminal, 4096):  # 子进程意外结束时抛 OSError
         if len(runlog.read(folder / "train_log.csv")) > 3:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import shutil
 
@@ -133,20 +134,27 @@ def test_a_run_that_cannot_be_made_is_named_and_the_others_go_on(small, monkeypa
     assert "连续非有限" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(study.TRIALS))
-def test_every_trial_changes_the_outcome_and_only_as_much_as_it_is_strong(small, name):
-    parts = {"BATCH_SIZE": 4, "ACCUM_STEPS": 2} if name == "growing" else {}
+@pytest.fixture(scope="module")
+def last(small):
+    """改了这些以后练完的验证分数；同样的只练一次。"""
 
-    def last(**changes):
-        recipe = Recipe("x", {**parts, **changes})
+    @functools.lru_cache(maxsize=None)
+    def trained(changes):
+        recipe = Recipe("x", dict(changes))
         return study.train(small, values(DROPOUT=0.0, WEIGHT_DECAY=0.0), recipe, 1)["last_bpc"]
 
-    plain = last()
+    return lambda **changes: trained(tuple(sorted(changes.items())))
+
+
+@pytest.mark.parametrize("name", sorted(study.TRIALS))
+def test_every_trial_changes_the_outcome_and_only_as_much_as_it_is_strong(last, name):
+    parts = {"BATCH_SIZE": 4, "ACCUM_STEPS": 2} if name == "growing" else {}
+    plain = last(**parts)
     share = name.startswith("drop") or name in ("noise", "average", "taught")
     strength = 0.9 if share else 2.0 if name == "teachers" else 9.0
-    without = float(last(**{name: 0.0}))
+    without = float(last(**parts, **{name: 0.0}))
     assert without == pytest.approx(float(plain), abs=2e-4) or name == "average"
-    assert last(**{name: strength}) != plain
+    assert last(**parts, **{name: strength}) != plain
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(small):
