@@ -86,12 +86,15 @@ class Pace:
 
 
 class Records(Keeper):
-    """在 WORK_DIR 里留下检查点、记录、示例诗和曲线；检查点以外的写不成，只说一声。"""
+    """在 WORK_DIR 里留下检查点、记录、示例诗和曲线；检查点以外的写不成，只说一声。
 
-    def __init__(self, run: Run, schedule: ByUpdates) -> None:
+    teaches：练的是一个老师，后面还有学生。
+    """
+
+    def __init__(self, run: Run, schedule: ByUpdates, teaches: bool = False) -> None:
         super().__init__(run)
         self.schedule = schedule
-        self.reporter = Reporter(run)
+        self.reporter = Reporter(run, teaches)
         self._log: Any = None
         self._tried = run.position.update  # 最后一次试着保存是在第几次更新
         self._old = () if run.resumed else _MODELS  # 以前的训练留下的，写出新的时才改名

@@ -52,7 +52,7 @@ def _prepare(lesson: Lesson, work_dir: str, ranks: Ranks, held: contextlib.ExitS
 def _train(values: dict, ranks: Ranks, last: bool) -> dict:
     run = prepare.open_run(values, ranks)
     schedule = ByUpdates(run.settings)
-    records = Records(run, schedule)
+    records = Records(run, schedule, teaches=not last)
     if schedule.is_complete(run.position):
         records.reporter.already_done()
         return run.result()

@@ -10,12 +10,17 @@ from training import growth, memory, overfit
 from training.position import Position
 from training.run import Run
 
+_NEXT = "\n下一步：python infere.py 与它对话，python evaluate.py 评测"
+
 
 class Reporter:
-    """一次训练的解说；peak：矩阵乘的峰值（FLOP/s），算 MFU 的分母。"""
+    """一次训练的解说；peak：矩阵乘的峰值（FLOP/s），算 MFU 的分母。
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    teaches：练的是一个老师，后面还有学生，不说下一步做什么、怎样改配置。
+    """
+
+    def __init__(self, run: Run, teaches: bool = False) -> None:
+        self.run, self.teaches = run, teaches
         self.peak = math.inf
         self._began = 0.0
         self._first = run.position.update
@@ -135,7 +140,7 @@ class Reporter:
     def scored(self, bpc: float) -> None:
         """刚验证过；开始过拟合时说一次，连同怎样办。"""
         self._last = bpc
-        if self._overfitting() and not self._warned:
+        if self._overfitting() and not self._warned and not self.teaches:
             self._warned = True
             self.run.voice.say(self._overfit_message())
 
@@ -155,7 +160,8 @@ class Reporter:
         self._foretold = True
         left = seconds / (done - self._first) * growth.left(self.run)
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
-        self.run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} 训练完。")
+        what = "这个老师练完" if self.teaches else "训练完"
+        self.run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
 
     def finished(self) -> None:
         run, here = self.run, self.run.position
@@ -163,10 +169,14 @@ class Reporter:
             f"训练完成：{here.update} 次更新，{console.duration(here.seconds)}，"
             f"验证 {here.best.val_bpc:.3f} 比特/字（最佳在第 {here.best.iter} 次迭代）。\n"
             f"{_no_gain(here)}{_old_scores(here)}"
-            f"{self._overfit_message() + chr(10) if self._overfitting() else ''}"
-            f"模型：{run.folder / artefacts.BEST_MODEL}\n下一步：python infere.py 与它对话，"
-            "python evaluate.py 评测" + run.ranks.report() + run.machine.peak_report()
+            f"{self._advice() if not self.teaches else ''}"
+            f"模型：{run.folder / artefacts.BEST_MODEL}{'' if self.teaches else _NEXT}"
+            + run.ranks.report()
+            + run.machine.peak_report()
         )
+
+    def _advice(self) -> str:
+        return f"{self._overfit_message()}\n" if self._overfitting() else ""
 
     def interrupted(self) -> None:
         self.run.voice.say(
@@ -178,10 +188,16 @@ class Reporter:
     def already_done(self) -> None:
         run, here = self.run, self.run.position
         run.voice.say(
-            f"这次训练已经完成（{here.update} 次更新，最佳 {here.best.val_bpc:.3f} 比特/字）。\n"
-            f"要延长：加大 TRAIN_ITER，例如 --TRAIN_ITER={run.settings.train_iter * 2}；"
-            "要重新开始：--RESUME=off" + "".join(f"\n{remark}" for remark in run.remarks)
+            f"这次训练已经完成（{here.update} 次更新，最佳 {here.best.val_bpc:.3f} 比特/字）。"
+            + ("" if self.teaches else _longer(run.settings.train_iter))
+            + "".join(f"\n{remark}" for remark in run.remarks)
         )
+
+
+def _longer(iterations: int) -> str:
+    return (
+        f"\n要延长：加大 TRAIN_ITER，例如 --TRAIN_ITER={iterations * 2}；要重新开始：--RESUME=off"
+    )
 
 
 def _no_gain(here: Position) -> str:

@@ -55,6 +55,7 @@ def test_each_lesson_is_announced(tmp_path, data, capsys):
     said = capsys.readouterr().out
     places = [said.index(word) for word in ("【老师 1/1】", "【学生】", "老师：")]
     assert places == sorted(places)
+    assert said.count("下一步") == 1 and said.index("【学生】") < said.index("下一步")
     shutil.rmtree(folder / "teacher1")  # 学生练完了，不再要老师
     loop.train(values(folder, TEACHER="1", **SHORT))
     assert capsys.readouterr().out.count("这次训练已经完成") == 1
