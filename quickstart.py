@@ -174,8 +174,8 @@ def learn_mine(poems: Path, base: Path) -> None:
     print(
         f"""接下来：
   {python} infere.py --WORK_DIR={MINE.name}                 与它对话
-  {python} serve.py --WORK_DIR={MINE.name}                  打开写诗的网页，先装一次：
-  {python} -m pip install starlette uvicorn
+  {python} -m pip install starlette uvicorn            写诗的网页要的两个包，装一次
+  {python} serve.py --WORK_DIR={MINE.name}                  打开写诗的网页
   {python} quickstart.py --POEMS={poems}     添了诗以后再学一遍（旧的改名留着）"""
     )
 

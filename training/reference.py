@@ -96,7 +96,7 @@ def curves(rows: list) -> tuple[list, list]:
 def load_all(folder: Path | None = None) -> list:
     """全部参照，按名字；读不了的略过。"""
     found = []
-    for path in sorted((folder or FOLDER).glob("*.csv")):
+    for path in sorted((folder or FOLDER).glob("*.csv"), key=lambda path: path.stem):
         try:
             found.append(load(path))
         except (OSError, ValueError, KeyError):
