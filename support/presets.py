@@ -19,7 +19,7 @@ PRESETS = {
     "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
     "laptop": Preset(
         "笔记本的 CPU，一小时上下",
-        "量的（CHAR_LR=0）：八万首 1,200 次更新，5.88 比特/字；AVX2 一个线程，旁边在忙，66 分钟",
+        "量的：八万首 1,200 次更新，5.82 比特/字；AVX2 的一个线程，旁边有人在忙，57 分钟",
         {**_SHORT, "TRAIN_ITER": 1200, "EVAL_EVERY": 300, "SAVE_EVERY": 200, "SAMPLE_EVERY": 600},
     ),
     "hour": Preset(
