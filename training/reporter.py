@@ -66,7 +66,7 @@ class Reporter:
             f"设备：{machine.device} × {run.ranks.world_size}，{machine.dtype_name}，"
             f"{'编译' if machine.compiled else '不编译'}（{machine.compile_reason}），"
             f"矩阵乘峰值 {self.peak / 1e9:.0f} GFLOP/s",
-            f"预计峰值内存：{memory.pretty(memory_bytes)}（不含 CUDA 上下文与碎片）",
+            f"训练预计占内存：{memory.pretty(memory_bytes)}（不含{_besides(machine.device.type)}）",
         ]
         longest = corpus.data.header["max_seq_len"]
         if longest < s.max_seq_len:
@@ -215,6 +215,11 @@ def _old_scores(here: Position) -> str:
     scores = {"训练以前": here.old_before, "最佳时": here.old_best}
     known = [f"{when} {score:.3f}" for when, score in scores.items() if score is not None]
     return f"旧诗的验证：{'，'.join(known)} 比特/字。\n" if known else ""
+
+
+def _besides(device: str) -> str:
+    """预计里没有数的：量不出，只说有。"""
+    return " CUDA 上下文与碎片" if device == "cuda" else " torch、数据与编译器自己的，通常几百 MB"
 
 
 def _parameters(run: Run) -> int:
