@@ -6,7 +6,7 @@ import math
 import time
 
 from support import artefacts, console, hardware
-from training import growth, memory, overfit
+from training import growth, memory, overfit, validation
 from training.position import Position
 from training.run import Run
 
@@ -23,7 +23,7 @@ class Reporter:
         self.run, self.teaches = run, teaches
         self.peak = math.inf
         self._began = 0.0
-        self._first = run.position.update
+        self._first, self._before = run.position.update, run.position.seconds
         self._foretold = False
         self._last = math.nan  # 最近一次验证
         self._warned = False
@@ -154,14 +154,15 @@ class Reporter:
 
     def foretell(self) -> None:
         """训练满一分钟时，说一次预计什么时候结束。"""
-        seconds, done = time.perf_counter() - self._began, self.run.position.update
-        if self._foretold or seconds < 60 or done == self._first:
+        run, here = self.run, self.run.position
+        done, seconds = here.update - self._first, here.seconds - self._before
+        if self._foretold or not done or time.perf_counter() - self._began < 60:
             return
         self._foretold = True
-        left = seconds / (done - self._first) * growth.left(self.run)
+        left = seconds / done * (growth.left(run) + validation.left(run))
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
         what = "这个老师练完" if self.teaches else "训练完"
-        self.run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
+        run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
 
     def finished(self) -> None:
         run, here = self.run, self.run.position

@@ -7,7 +7,7 @@ import torch
 
 from gpt import GPT, GPTConfig
 from tests.small_run import quick, stop_before, values, weights, work_dir
-from training import growth, loop, prepare
+from training import growth, loop, prepare, validation
 from training.distributed import Ranks
 from training.schedule import ByUpdates
 
@@ -93,6 +93,22 @@ def test_auto_is_for_few_passes_and_says_so(tmp_path, data):
     )
     assert few.model.execution.blocks == growth.FIRST and "由浅到深" in few.remarks[-1]
     assert many.model.execution.blocks is None and many.settings.grow_at == 0.0
+
+
+def test_the_time_left_counts_the_validations(tmp_path, data):
+    folder = work_dir(tmp_path / "run", data)
+
+    def left(update=0, **changes):
+        run = prepare.open_run(values(folder, TRAIN_ITER=12, ACCUM_STEPS=1, **changes), Ranks())
+        run.position.update = update
+        return validation.left(run)
+
+    once = left(EVAL_EVERY=12)
+    assert once > 0
+    assert left(EVAL_EVERY=4) == pytest.approx(3 * once)
+    assert left(EVAL_EVERY=5) == pytest.approx(3 * once)  # 第 5、10、12 次
+    assert left(EVAL_EVERY=4, update=8) == pytest.approx(once)
+    assert left(EVAL_EVERY=4, update=12) == 0
 
 
 def test_the_time_left_counts_the_heavier_updates(tmp_path, data):
