@@ -88,6 +88,13 @@ def test_whatever_leaves_the_loop_saves_first(tmp_path, data, monkeypatch, capsy
     assert "第 5 次更新以前的都已存进" in capsys.readouterr().out
 
 
+def test_the_way_on_from_a_fresh_start_leaves_out_the_option(tmp_path, data, monkeypatch, capsys):
+    fail_at(monkeypatch, 5, MemoryError())
+    with pytest.raises(MemoryError):
+        loop.train(values(work_dir(tmp_path / "run", data), **OPTIONS, RESUME="off"))
+    assert "不带 --RESUME=off（有它就从头再来）就接着训练" in capsys.readouterr().out
+
+
 def test_half_a_step_is_not_saved(tmp_path, data, monkeypatch):
     folder = work_dir(tmp_path / "run", data)
     real, steps = Stepper.step, []
