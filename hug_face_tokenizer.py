@@ -74,7 +74,7 @@ def training_texts(path: Path, chosen: Chosen) -> Iterator[str]:
             found += bool(text)
             yield text
     if not found:
-        raise UserError(f"{path} 里一首诗也没有（验证用的不算）\n请运行：python data_clean.py")
+        raise UserError(f"{path} 里一首诗也没有\n请运行：python data_clean.py")
 
 
 def train(
@@ -114,13 +114,16 @@ def _one_thread() -> Iterator[None]:
 
 def choose(poems: Path) -> Chosen:
     """说在什么上训练，返回看哪些诗。"""
-    share, left_out, part = share_for(poems, config.TOKENIZER_MB), None, ""
+    share, left_out, part = share_for(poems, config.TOKENIZER_MB), None, " "
     if share < 1:
         part = f" 均匀取出的 {share:.2%}（TOKENIZER_MB={config.TOKENIZER_MB:g}）"
     elif config.VAL_SHARE > 0:
         out = files.work_path(config.WORK_DIR, artefacts.DATASET)
         left_out = dataset.val_side(poems, out, val_share=config.VAL_SHARE, seed=config.SEED)
-        part = f"（验证的 {left_out.sum()} 首不看，VAL_SHARE={config.VAL_SHARE:g}）"
+        if left_out.all():  # 训练的诗都拿走了，剩下的都在原来的验证那一边：只好看
+            left_out = None
+        else:
+            part = f"（验证的 {left_out.sum()} 首不看，VAL_SHARE={config.VAL_SHARE:g}）"
     print(f"在 {poems}{part}上训练，词表 {config.VOCAB_SIZE}…", flush=True)
     return Chosen(share, left_out)
 

@@ -336,6 +336,12 @@ class Encoder:
 
     def pieces(self, found: Survey) -> dict[str, container.Piece]:
         """文件里的各数组，训练在前。"""
+        if len(self.val.ends) and not len(self.train.ends):
+            raise UserError(
+                f"{self.val.poems} 首诗都是原来的 dataset.bin 验证用的，没有可训练的，"
+                "什么也没有写。\n请加些诗，或换一个种子重新划分，往后的几步也用它："
+                f"--SEED={self.settings.seed + 1}"
+            )
         if not len(self.train.ends):
             raise UserError("没有一首诗有正文，什么也没有写\n请运行：python data_clean.py")
         train, val, before = self.train, self.val, len(self.train.tokens)

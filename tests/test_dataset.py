@@ -466,6 +466,18 @@ def test_no_poem_changes_sides_when_others_are_added(poems, source, tok, tmp_pat
     assert report["kept_val"] == len(before["val"])
 
 
+def test_only_validation_poems_left_is_said_with_the_mend(poems, source, tok, tmp_path):
+    out = tmp_path / "dataset.bin"
+    with build(source, tok, out)[0] as data:
+        kept = sorted({int(poem_id) for _, _, poem_id in data.documents("val")})
+    fewer, before = write_poems(tmp_path / "fewer.json", [poems[n] for n in kept]), out.read_bytes()
+    with pytest.raises(UserError, match=f"^{len(kept)} 首诗都是原来的.*验证用的[^$]*--SEED=8"):
+        build(fewer, tok, out)
+    assert out.read_bytes() == before
+    with build(fewer, tok, out, seed=8)[0] as data:
+        assert len(data.lengths("train"))
+
+
 def test_building_again_writes_the_same_bytes(source, tok, tmp_path):
     out = tmp_path / "dataset.bin"
     written = []

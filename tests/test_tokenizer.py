@@ -520,6 +520,10 @@ def test_validation_poems_are_not_looked_at(tmp_path: Path, script: str) -> None
             for text in (poems[number]["title"], "甲", poems[number]["para"][0])
         ]
         assert made.to_json() == train_hf(texts, 320).to_json()
+    left = [poem for number, poem in enumerate(poems) if number not in learnt]
+    write_poems(tmp_path, json.dumps(left))  # 训练的诗都拿走了
+    result = run(script, tmp_path, *options)
+    assert result.returncode == 0 and "验证的" not in result.stdout, result.stderr
 
 
 def test_a_large_corpus_is_sampled_by_both(tmp_path: Path) -> None:
