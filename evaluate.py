@@ -20,7 +20,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def score(
     longest = max(len(ids) for ids, _ in documents)
     budget = max(longest, min(8 * limit, 4096))
     arrays = [tuple(map(np.asarray, pair)) for pair in documents]
-    nats = validation.document_nats(model, arrays, budget=budget, device=device, dtype=dtype)
+    nats = document_nats(model, arrays, "算比特每字", budget=budget, device=device, dtype=dtype)
     total, tokens = float(nats.sum()), sum(sum(mask) for _, mask in documents)
     return {
         "bits_per_char": validation.bits(total) / chars,
@@ -117,6 +117,13 @@ def score(
         "chars": chars,
         "tokens": tokens,
     }
+
+
+def document_nats(model: GPT, documents: list, what: str, **options: Any) -> torch.Tensor:
+    """validation.document_nats，带进度条。"""
+    total = sum(len(ids) - 1 for ids, _ in documents)
+    with console.progress(total, what, "token", unit_scale=True) as bar:
+        return validation.document_nats(model, documents, on_done=bar.update, **options)
 
 
 def title_scorer(
@@ -134,7 +141,7 @@ def title_scorer(
             cut = min(len(ids) - 1, limit)  # 不算结束符
             documents.append((np.asarray(ids[:cut]), np.asarray(mask[:cut])))
         budget = max(4096, limit)
-        nats = validation.document_nats(model, documents, budget=budget, device=device, dtype=dtype)
+        nats = document_nats(model, documents, "量切题", budget=budget, device=device, dtype=dtype)
         return (-nats).tolist()
 
     return score_all
@@ -158,7 +165,8 @@ def write_poems(poet: Poet, titles: list, seed: int, given: dict) -> Sample:
         with contextlib.suppress(UserError):
             wanted.append(poet.request(title, **{**given, "seed": number}))
             kept.append(title)
-    written = poet.write_all(wanted, ROWS)
+    with console.progress(len(wanted), "写诗") as bar:
+        written = poet.write_all(wanted, ROWS, bar.update)
     ended = [each.finish_reason == "stop" for each in written]
     return Sample(kept, [each.text for each in written], ended)
 

@@ -69,6 +69,7 @@ def test_bits_per_char(tmp_path):
     assert result["bits_per_char"] == pytest.approx(bits, rel=1e-4)
     assert (result["poems"], result["skipped"]) == (count, len(POEMS) - count) == (2, 2)
     assert result["copied_share"] is None and result["written"] == 4
+    assert "算比特每字: 100%" in done.stderr and "写诗: 100%" in done.stderr
 
 
 def test_validation_split_and_two_checkpoints(tmp_path):
@@ -132,7 +133,7 @@ def test_settings():
     assert first["presence_penalty"] == 0 and not first["steady_marks"] and len(found) == 2
 
 
-def test_title_scorer_is_the_log_probability(tmp_path):
+def test_title_scorer_is_the_log_probability(tmp_path, capsys):
     state = tiny_model.save(tmp_path / "best_model.bin")
     model, tok = checkpoint.rebuild(state)
     scorer = evaluate.title_scorer(model, tok, torch.device("cpu"), torch.float32)
@@ -144,6 +145,7 @@ def test_title_scorer_is_the_log_probability(tmp_path):
             logs = model(torch.tensor([ids]))[0].log_softmax(-1)
         expected = sum(float(logs[i - 1, ids[i]]) for i in range(len(start), len(ids)))
         assert value == pytest.approx(expected, rel=1e-4)
+    assert "量切题: 100%" in capsys.readouterr().err
 
 
 def test_damaged_dataset_is_refused(tmp_path):

@@ -67,10 +67,12 @@ def document_nats(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     check: Callable[[], None] | None = None,
+    on_done: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
     """每个文档受训 token 的 −ln p 之和，(n,) float64 CPU 张量；对数概率在 fp32 里计算。
 
-    documents：[(ids, mask), …]；budget：一批的 token 数上限；check：每批之前调用（用来响应中断）。
+    documents：[(ids, mask), …]；budget：一批的 token 数上限；check：每批之前调用（用来响应中断）；
+    on_done(token 数)：每批之后调用，供进度条用，合起来是各文档的长度减一之和。
     """
     result = torch.zeros(len(documents), dtype=torch.float64)
     if not documents:
@@ -86,6 +88,8 @@ def document_nats(
             chosen = plan.documents(number)
             batch = assemble([documents[index] for index in chosen])
             result[torch.from_numpy(chosen)] = _row_nats(model, batch, device, dtype)
+            if on_done is not None:
+                on_done(sum(lengths[index] for index in chosen))
     finally:
         model.train(was_training)
     return result

@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from support import files
+from support import console, files
 from support.console import UserError
 from writing.poet import Poet
 
@@ -44,9 +44,11 @@ def write(poet: Poet, titles: list, ways: dict, seed: int, paths: tuple) -> int:
             kept.append(title)
             for requests, request in zip(wanted.values(), asked):
                 requests.append(request)
-    sides = [
-        (name, [each.text for each in poet.write_all(asked)]) for name, asked in wanted.items()
-    ]
+    with console.progress(sum(map(len, wanted.values())), "写诗") as bar:
+        sides = [
+            (name, [each.text for each in poet.write_all(asked, on_done=bar.update)])
+            for name, asked in wanted.items()
+        ]
     text, key = sheet(kept, *sides, seed=seed)
     for path, content in zip(paths, (text, json.dumps(key, ensure_ascii=False, indent=1))):
         with files.atomic_write(Path(path)) as file:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import torch
 
@@ -148,8 +148,16 @@ class Poet:
         for index, row in enumerate(rows):
             yield Piece(index, "", row)
 
-    def write_all(self, wanted: Sequence[Request], together: int = 8) -> list:
-        """每个请求写一首，至多 together 首同时写：[Written, …]，次序与请求相同。"""
+    def write_all(
+        self,
+        wanted: Sequence[Request],
+        together: int = 8,
+        on_done: Callable[[int], object] | None = None,
+    ) -> list:
+        """每个请求写一首，至多 together 首同时写：[Written, …]，次序与请求相同。
+
+        on_done(首数)：写好几首就调用，供进度条用。
+        """
         found = []
         for first in range(0, len(wanted), together):
             session, rows = self.session(together), []
@@ -158,4 +166,6 @@ class Poet:
             while session.step():
                 pass
             found += [Written(row.take(), row.finish_reason) for row in rows]
+            if on_done is not None:
+                on_done(len(rows))
         return found

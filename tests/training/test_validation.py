@@ -15,7 +15,9 @@ def test_scores_equal_torch():
     model = random_model()
     rng = np.random.default_rng(0)
     documents = [(rng.integers(3, 97, n), (np.arange(n) >= 2).astype(int)) for n in (9, 4, 17)]
-    nats = validation.document_nats(model, documents, budget=20, device="cpu")
+    done = []
+    nats = validation.document_nats(model, documents, budget=20, device="cpu", on_done=done.append)
+    assert sum(done) == 8 + 3 + 16  # 进度条走到头
     for (ids, mask), value in zip(documents, nats):
         ids = torch.from_numpy(ids)
         with torch.no_grad():

@@ -206,7 +206,9 @@ def test_a_fault_in_the_shared_forward_ends_all_and_the_engine_goes_on(poet, mon
 def test_write_all_equals_one_by_one(poet):
     given = [{**config.sampling(), "max_new_tokens": 30, "seed": seed} for seed in range(5)]
     wanted = [poet.request("春天", **each) for each in given]
-    found = poet.write_all(wanted, together=2)
+    done = []
+    found = poet.write_all(wanted, together=2, on_done=done.append)
+    assert done == [2, 2, 1]
     assert [each.text for each in found] == [text_of(poet, **each) for each in given]
     assert {each.finish_reason for each in found} <= {"stop", "length"}
 
