@@ -107,7 +107,7 @@ def score(
     longest = max(len(ids) for ids, _ in documents)
     budget = max(longest, min(8 * limit, 4096))
     arrays = [tuple(map(np.asarray, pair)) for pair in documents]
-    nats = document_nats(model, arrays, "算比特每字", budget=budget, device=device, dtype=dtype)
+    nats = count_nats(model, arrays, "算比特每字", budget=budget, device=device, dtype=dtype)
     total, tokens = float(nats.sum()), sum(sum(mask) for _, mask in documents)
     return {
         "bits_per_char": validation.bits(total) / chars,
@@ -119,7 +119,7 @@ def score(
     }
 
 
-def document_nats(model: GPT, documents: list, what: str, **options: Any) -> torch.Tensor:
+def count_nats(model: GPT, documents: list, what: str, **options: Any) -> torch.Tensor:
     """validation.document_nats，带进度条。"""
     total = sum(len(ids) - 1 for ids, _ in documents)
     with console.progress(total, what, "token", unit_scale=True) as bar:
@@ -141,7 +141,7 @@ def title_scorer(
             cut = min(len(ids) - 1, limit)  # 不算结束符
             documents.append((np.asarray(ids[:cut]), np.asarray(mask[:cut])))
         budget = max(4096, limit)
-        nats = document_nats(model, documents, "量切题", budget=budget, device=device, dtype=dtype)
+        nats = count_nats(model, documents, "量切题", budget=budget, device=device, dtype=dtype)
         return (-nats).tolist()
 
     return score_all
