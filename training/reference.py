@@ -151,8 +151,13 @@ def _commit() -> str:
 # ── 比 ────────────────────────────────────────────────────────────────
 
 
-def choose(references: list, parameters: float, pass_tokens: float) -> Reference | None:
-    """最像的一个；参数或一遍的 token 数差得远时为 None。pass_tokens 不知道时是 0，只看参数。"""
+def choose(
+    references: list, parameters: float, pass_tokens: float, plan_tokens: float = 0
+) -> Reference | None:
+    """最像的一个，一样像的取计划练得一样长的：学习率何时开始降不同，末尾不好比。
+
+    参数或一遍的 token 数差得远时为 None；pass_tokens、plan_tokens 不知道时是 0，不看。
+    """
 
     def far(reference: Reference) -> float:
         pairs = [(parameters, reference.facts["parameters"])]
@@ -162,7 +167,11 @@ def choose(references: list, parameters: float, pass_tokens: float) -> Reference
             return math.inf
         return max(abs(math.log(a / b)) for a, b in pairs)
 
-    best = min(references, key=far, default=None)
+    def apart(reference: Reference) -> float:
+        theirs = reference.facts["plan_tokens"]
+        return abs(math.log(plan_tokens / theirs)) if plan_tokens > 0 and theirs > 0 else 0.0
+
+    best = min(references, key=lambda each: (far(each), apart(each)), default=None)
     return best if best is not None and far(best) <= NEAR else None
 
 
@@ -207,12 +216,11 @@ def smooth_at(curve: list, tokens: int) -> float | None:
 
 def for_run(info: dict[str, Any], folder: Path | None = None) -> Reference | None:
     """run_info.json 说的这次训练该与哪一个比。"""
-    parameters, pass_tokens = info.get("parameters"), info.get("pass_tokens")
-    if not isinstance(parameters, (int, float)):
+    known = [info[n] if isinstance(info.get(n), (int, float)) else 0 for n in _NUMBERS]
+    if not known[0]:
         return None
-    known = pass_tokens if isinstance(pass_tokens, (int, float)) else 0
     update = _update_tokens(info)
-    return choose([r for r in load_all(folder) if _alike(r, update)], parameters, known)
+    return choose([r for r in load_all(folder) if _alike(r, update)], *known)
 
 
 def _update_tokens(info: dict) -> float:

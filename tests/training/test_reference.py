@@ -95,6 +95,15 @@ def test_only_a_similar_run_is_chosen(known):
     assert reference.for_run({}) is None
 
 
+def test_of_two_alike_the_one_as_long_is_chosen():
+    """随附的 minutes 与 laptop 是同样的模型、同样的诗，只是长短不同。"""
+    for name in ("minutes", "laptop"):
+        facts = reference.load(reference.FOLDER / f"{name}.csv").facts
+        info = {key: facts[key] for key in ("parameters", "pass_tokens", "plan_tokens")}
+        found = reference.for_run({**info, "updates": info["plan_tokens"] / 4000})
+        assert found is not None and found.name == name
+
+
 def test_diagnose_curve(known, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config, "_given", set())
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
