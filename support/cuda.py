@@ -94,6 +94,18 @@ def allow_growing_segments() -> None:
     os.environ[known[0] if newer else known[1]] = _SEGMENTS
 
 
+def leave_cudnn_attention() -> None:
+    """注意力不走 cuDNN：每见一种形状它先花十毫秒定方案，而各批的形状都不同；flash 不必。
+
+    Hopper 起 PyTorch 先选它：H200 上训练因此只有现在的八分之一快。PyTorch 2.5 起才有这个开关。
+    """
+    import torch
+
+    switch = getattr(torch.backends.cuda, "enable_cudnn_sdp", None)
+    if switch is not None:
+        switch(False)
+
+
 def set_up(device: Any) -> None:
     """训练之前：半精度的累加留在 fp32 里；Windows 上显存满了要报错，不许悄悄用内存顶替。"""
     import logging

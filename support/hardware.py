@@ -62,6 +62,7 @@ def _card(local_rank: int) -> torch.device:
     problem = cuda.kernel_problem(index)
     if problem:
         raise UserError(f"DEVICE=cuda，但显卡用不了：{problem}\n先用 CPU：--DEVICE=cpu")
+    cuda.leave_cudnn_attention()
     return torch.device("cuda", index)
 
 

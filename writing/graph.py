@@ -1,12 +1,14 @@
 """解码的一步录成 CUDA 图：以后每个 token 只启动一次，不必由 Python 逐个启动上百个小核。
 
 图里的内存都是固定的，所以输入先抄进自己的缓冲区；第一步照常执行（各种库要先准备好），第二步录，
-此后重放。录不成就一直照常执行。没有在显卡上跑过。
+此后重放。录不成就一直照常执行。
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import contextlib
+import gc
+from typing import Any, Callable, Iterator
 
 import torch
 
@@ -43,9 +45,24 @@ class Step:
         graph = torch.cuda.CUDAGraph()
         try:
             # 别的线程可能正在训练：只管本线程
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with _without_collecting(), torch.cuda.graph(
+                graph, capture_error_mode="thread_local"
+            ):
                 self._logits = self.compute(*self._inputs)
         except RuntimeError:
             self._can_record, self._logits = False, None
             return
         self._graph = graph
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """先把没人要的收走，里面不再收：录的时候销毁不了别的图。"""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

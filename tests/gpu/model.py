@@ -43,7 +43,8 @@ def parity(stage: Stage) -> Outcome:
     batch = _batch(model, stage.pick(8, 3), stage.pick(190, 40))
     loss, wanted = _gradients(model, batch, torch.device("cpu"), torch.float32)
     numbers, good = {}, True
-    bounds = {"fp32": (1e-5, 1e-4), "bf16": (2e-3, 3e-2), "fp16": (2e-3, 3e-2)}
+    # bf16 的舍入本来这么大：在 CPU 上用它，q、k 的归一化权重（许多正负相消的项）也差 3.3e-2
+    bounds = {"fp32": (1e-5, 1e-4), "bf16": (2e-3, 5e-2), "fp16": (2e-3, 1e-2)}
     for name, dtype in DTYPES.items():
         found_loss, found = _gradients(model, batch, stage.device, dtype)
         error, who = farthest(found, wanted)
@@ -58,7 +59,7 @@ def parity(stage: Stage) -> Outcome:
         f"{name} 损失 {numbers[name]['loss']:.1e} 梯度 {numbers[name]['gradient']:.1e}"
         for name in DTYPES
     )
-    return judge(good, shown, "1e-5、1e-4；半精度 2e-3、3e-2", **numbers)
+    return judge(good, shown, "1e-5、1e-4；bf16 2e-3、5e-2；fp16 2e-3、1e-2", **numbers)
 
 
 def _spelling(words: int) -> Spelling:

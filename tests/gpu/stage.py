@@ -168,7 +168,7 @@ def _build_data(folder: Path, count: int, shape: dict) -> None:
     learned = json.loads(BPETokenizer().train(texts, min(2000, shape["vocab_size"])).to_json())
     words = learned["model"]["vocab"]
     for number in range(len(words), shape["vocab_size"]):  # 永远用不到的词，只为输出层一样大
-        words[f"〔空{number}〕"] = number
+        words[f"ÿ{number}"] = number
     tok = HFTokenizer.from_json(json.dumps(learned))
     dataset.build(
         path, tok, folder / "dataset.bin", max_seq_len=shape["max_seq_len"], val_share=0.1

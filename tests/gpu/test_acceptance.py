@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
+import dataset
 from tests import fake_cuda
 from tests.gpu import __main__ as acceptance
 from tests.gpu.checks import CHECKS, RESULT
+from tests.gpu.stage import FULL, Stage
+from tokenizer import HFTokenizer
 
 QUICK = [check.number for check in CHECKS if check.quick]
 OTHERS = [check.number for check in CHECKS if not check.quick]
@@ -28,6 +31,12 @@ def test_every_check_passes_on_the_fake_card(outcomes, number):
     found = outcomes[str(number)]
     assert found["state"] in ("PASS", "SKIP"), found
     assert found["measured"]
+
+
+def test_real_data_has_as_many_words_as_the_model(tmp_path):
+    """假的显卡上用小词表；真的上要补到两万个，分词器也得收。"""
+    with dataset.load(Stage(tmp_path).data()) as data:
+        assert HFTokenizer.from_json(data.tokenizer_json).vocab_size == FULL["vocab_size"]
 
 
 def test_checks_are_numbered_and_bounded():

@@ -20,7 +20,8 @@ def main() -> int:
 
     from training import loop
 
-    torch.use_deterministic_algorithms("--deterministic" in sys.argv, warn_only=True)
+    # 只警告的话，flash 仍用它不确定的算法
+    torch.use_deterministic_algorithms("--deterministic" in sys.argv)
     return loop.exit_code(loop.train(values))
 
 

@@ -128,6 +128,19 @@ def test_w6_half_precision_sums_stay_in_fp32(monkeypatch):
     assert matmul.allow_fp16_reduced_precision_reduction is False
 
 
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_attention_does_not_plan_every_shape_anew(card, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append, raising=False)
+    hardware.pick_device(name)
+    assert asked == [False]
+
+
+def test_older_pytorch_has_no_such_switch(card, monkeypatch):
+    monkeypatch.delattr(torch.backends.cuda, "enable_cudnn_sdp", raising=False)
+    assert hardware.pick_device("cuda").type == "cuda"
+
+
 def test_windows_may_not_spill_into_ram(monkeypatch):
     asked = []
     monkeypatch.setattr(sys, "platform", "win32")

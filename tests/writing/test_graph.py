@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+
 import pytest
 import torch
 
@@ -76,3 +79,20 @@ def test_what_cannot_be_recorded_runs_as_usual(monkeypatch):
     for first in (3, 4, 5):
         assert step([first], [1]).tolist() == [[first + 1]]
     assert tried == [1]
+
+
+def test_nothing_is_collected_while_recording(monkeypatch):
+    """录的时候收走了旧的图，CUDA 会说不许；录完照旧。"""
+    seen = []
+
+    def compute(tokens, places):
+        seen.append(gc.isenabled())
+        return (tokens + places)[:, None]
+
+    step = Step(compute, 1, torch.device("cpu"))
+    step._can_record = True
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": int})())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    for _ in range(3):
+        step([1], [2])
+    assert seen == [True, False] and gc.isenabled()
