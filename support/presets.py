@@ -16,7 +16,11 @@ class Preset(NamedTuple):
 _SHORT = {"ACCUM_STEPS": 1, "DROPOUT": 0.0, "DECAY_SHARE": 0.6}  # 不满一遍数据时最好的
 
 PRESETS = {
-    "readme": Preset("README 的配置，config.py 里原样", "八万首约 16 遍，没有量到头", {}),
+    "readme": Preset(
+        "README 的配置，config.py 里原样",
+        "一次更新与 card 一样多的 token，没有量到头；微批次小，显存 0.8 GB 就够",
+        {},
+    ),
     "minutes": Preset(
         "笔记本的 CPU，十分钟上下",
         "量的：八万首 300 次更新，6.20 比特/字；AVX2 的一个线程，旁边有人在忙，全程 16 分钟",
@@ -27,9 +31,21 @@ PRESETS = {
         "量的：八万首 1,200 次更新，5.82 比特/字；AVX2 的一个线程，旁边有人在忙，57 分钟",
         {**_SHORT, "TRAIN_ITER": 1200, "EVAL_EVERY": 300, "SAVE_EVERY": 200, "SAMPLE_EVERY": 600},
     ),
+    "card": Preset(
+        "显存 6 GB 起的显卡：README 的训练，一次更新合成一个大的微批次",
+        "量的：八万首 16 遍，5.25 比特/字；一张 H200 上五分钟（旁边还练着一个），显存峰值 3.0 GB",
+        {
+            "BATCH_SIZE": 64,
+            "ACCUM_STEPS": 1,
+            "TRAIN_ITER": 6250,
+            "SAVE_EVERY": 500,
+            "EVAL_EVERY": 500,
+            "SAMPLE_EVERY": 500,
+        },
+    ),
     "night": Preset(
         "8 GB 显卡一夜：4,400 万参数，八万首 16 遍",
-        "算的：训练 3.0 GB，连上下文与碎片约 4.3 GB 显存；没有在显卡上量过，到几比特也没有量过",
+        "算的：训练 3.0 GB，连上下文与碎片约 4.3 GB 显存；没有练到头，到几比特没有量过",
         {
             "GPT_DIM": 512,
             "GPT_FF": 2048,

@@ -3,7 +3,7 @@
 次序是：launch.start 会合（只用 TCP 存储）→ together、agree 对齐文件与配置 → connect 建立通信 →
 share 传检查点或起点 → 训练中 sum 与 sum_gradients → close。
 对不上的、没有显卡的，都在第一次集合通信之前就说清楚。
-引擎是 torch.distributed：CUDA 用 NCCL，CPU 与 Windows 用 gloo。NCCL 路径没有在显卡上跑过。
+引擎是 torch.distributed：CUDA 用 NCCL，CPU 与 Windows 用 gloo。NCCL 只在一张卡上试过一个进程。
 """
 
 from __future__ import annotations

@@ -172,8 +172,8 @@ def _weights_after(values: dict) -> dict:
 
 
 def killed_and_resumed(stage: Stage) -> Outcome:
-    """12 训练到一半被杀，再续训：确定的算法下逐位相同；平常的原子加次序不定，同一次训练做两遍权重也差
-    百分之一，所以比学到的：验证的比特/字。检查点在 CPU 上能用。"""
+    """12 训练到一半被杀，再续训：确定的算法下逐位相同；平常的原子加次序不定，同一次训练做两遍权重
+    也差百分之一，所以比学到的：验证的比特/字。检查点在 CPU 上能用。"""
     errors = {}
     for deterministic in stage.pick((True, False), (True,)):
         name = "exact" if deterministic else "plain"
