@@ -45,9 +45,7 @@ class Step:
         graph = torch.cuda.CUDAGraph()
         try:
             # 别的线程可能正在训练：只管本线程
-            with _without_collecting(), torch.cuda.graph(
-                graph, capture_error_mode="thread_local"
-            ):
+            with _without_collecting(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._logits = self.compute(*self._inputs)
         except RuntimeError:
             self._can_record, self._logits = False, None
