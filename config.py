@@ -87,7 +87,7 @@ COMPILE = "auto"  # 编译（训练用 torch.compile，CPU 上写诗用 C++ 的�
 DIST_TIMEOUT = 5.0  # 分布式：等待其他进程多少分钟后放弃
 
 # ── 推理配置 ──────────────────────────────────────────────────────────
-SAMPLER = "auto"  # auto = 量出来最好的一套（本文件的 _AUTO），下面改过的值优先 | readme = 下面原样
+SAMPLER = "auto"  # auto = 量出来最好的一套（poems/options.py 的 AUTO），下面改过的值优先 | readme = 下面原样
 TEMPERATURE = 0.7  # 温度参数；0 = 每步取概率最大的 token
 TOP_K = 20  # Top-K 采样；0 = 不限
 TOP_P = 1.0  # Top-P（核）采样；1 = 不限
@@ -115,19 +115,6 @@ SAMPLES = 256  # evaluate.py 写几首来量
 SWEEP = ""  # evaluate.py 比较几套抽样，如 "temperature=0.7,1;sampler=readme,auto"；空 = 只用现在的
 
 # ── 以下是覆盖与检查的机制，一般不用改 ────────────────────────────────
-
-# SAMPLER=auto 的值：诗的指标里最好的一套，只看过九十万 token 的与小的模型都量过
-_AUTO = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "min_p": 0.1,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 1.0,
-    "frequency_penalty": 0.3,
-    "steady_marks": True,
-}
-# 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
-_PORTABLE = {"temperature": 0.9, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.1}
 
 _CHOICES = {
     "PRESET": tuple(presets.PRESETS),
@@ -187,12 +174,11 @@ _RANGES = {
     "SAMPLES": (1, 1 << 20, True),
 }
 # 抽样选项的范围由 poems/options.py 的表来
-_SAMPLING = [option for option in options.SAMPLING if option.setting]
-_CHOICES.update({option.setting: option.choices for option in _SAMPLING if option.choices})
+_CHOICES.update({option.setting: option.choices for option in options.SET if option.choices})
 _RANGES.update(
     {
         option.setting: (option.kind(option.low), option.kind(option.high), not option.open_low)
-        for option in _SAMPLING
+        for option in options.SET
         if not option.choices
     }
 )
@@ -219,17 +205,9 @@ def sampling(sampler: str = "", portable: bool = False) -> dict:
 
     portable：给别的程序用（导出），只用它们也有的选项。
     """
-    chosen = {option.name: globals()[option.setting] for option in _SAMPLING}
-    if (sampler or SAMPLER) == "readme":
-        return chosen
-    own = [option.name for option in _SAMPLING if _is_own(option.setting)]
-    best = _PORTABLE if portable else _AUTO
-    return options.merge({**chosen, **best}, {name: chosen[name] for name in own})
-
-
-def _is_own(name: str) -> bool:
-    """这个常量的值是人给的：写在命令行里，或与原来的不同。"""
-    return name in _given or globals()[name] != defaults.DEFAULTS[name]
+    now = values()
+    own = defaults.changed(now) | _given
+    return options.sampling({**now, "SAMPLER": sampler or SAMPLER}, own, portable)
 
 
 _given = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import numbers
 from dataclasses import dataclass, field, make_dataclass
-from typing import Callable
+from typing import Callable, Collection
 
 from support.console import UserError
 
@@ -155,6 +155,7 @@ TABLE = (
 BY_NAME = {option.name: option for option in TABLE}
 CONTROLS = tuple(option for option in TABLE if option.stage == CONTROL)
 SAMPLING = tuple(option for option in TABLE if option.stage in (PICK, REPEAT, EXTENT))
+SET = tuple(option for option in SAMPLING if option.setting)  # config.py 里有默认值的
 PICKED = tuple(
     option.name for option in SAMPLING if option.stage == PICK and option.kind is not bool
 )
@@ -171,6 +172,29 @@ Options.__doc__ = "一首诗的抽样选项；没有给的不起作用。"
 STYLES = (("沉静", 0.8), ("平常", 1), ("恣意", 1.2))  # 网页的笔意：默认的温度乘多少
 
 # ── 默认与给的 ────────────────────────────────────────────────────────
+
+
+# SAMPLER=auto 的值：量出来最好的一套，只看过几十万 token 的与练到头的模型都量过
+AUTO = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "min_p": 0.05,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 1.0,
+    "frequency_penalty": 0.8,
+    "steady_marks": True,
+}
+# 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
+PORTABLE = {"temperature": 0.9, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.1}
+
+
+def sampling(values: dict, own: Collection[str], portable: bool = False) -> dict:
+    """config.py 的 values → 抽样选项，选项名 → 值；own：其中哪些常量是人给的，比 auto 的优先。"""
+    chosen = {option.name: values[option.setting] for option in SET}
+    if values["SAMPLER"] == "readme":
+        return chosen
+    given = {option.name: chosen[option.name] for option in SET if option.setting in own}
+    return merge({**chosen, **(PORTABLE if portable else AUTO)}, given)
 
 
 def merge(usual: dict, given: dict) -> dict:

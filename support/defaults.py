@@ -83,3 +83,8 @@ DEFAULTS = {
     "RECIPES": "",
     "SEEDS": "1,2",
 }
+
+
+def changed(values: dict) -> set:
+    """与默认不同的各项的名字。"""
+    return {name for name, value in values.items() if value != DEFAULTS.get(name)}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import config
+from poems import options
 from support import presets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def test_sampler(monkeypatch):
     assert (readme["temperature"], readme["top_k"], readme["repetition_penalty"]) == (0.7, 20, 1.4)
     assert "steady_marks" not in readme
     best = config.sampling()
-    assert best == {**readme, **config._AUTO} != readme
+    assert best == {**readme, **options.AUTO} != readme
     monkeypatch.setattr(config, "TEMPERATURE", 0.5)
     assert config.sampling() == {**best, "temperature": 0.5}
     monkeypatch.setattr(config, "_given", {"TOP_K"})

@@ -283,6 +283,7 @@ def test_rhyme_follows_the_first_line(tmp_path, poet, monkeypatch):
     pytest.importorskip("pypinyin", reason="没有安装 pypinyin")
     from writing import rhyme
 
+    monkeypatch.setattr(config, "SAMPLER", "readme")  # 量的是押韵，不是抽样
     tiny_model.save(tmp_path / "best_model.bin", whole_chars=True)
     monkeypatch.setattr(config, "WORK_DIR", str(tmp_path))
     options = {"lines": 4, "first_line": "它飞过海洋", "rhyme": True, "max_new_tokens": 60}

@@ -56,10 +56,6 @@ class Settings:
     dtype: str
     compile: str
     dist_timeout: float
-    temperature: float
-    top_k: int
-    repetition_penalty: float
-    max_new_tokens: int
     logger: str
 
     @classmethod

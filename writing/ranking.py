@@ -16,6 +16,7 @@ from writing.session import Row
 ENOUGH = 0.15  # 题目的增益（每 token）到这里就够了；再大的是满篇只写题目的那个词
 ODD = 0.5  # 平均对数概率离同伴的中位数一个 nat，抵题目的增益多少 nat（每 token）
 REPEATED = 3.0  # 全是重复的行扣多少
+DIGITS = 3  # 只差在这么多位小数以后的算一样好，先写的在前
 
 
 def order(poet: Poet, texts: Sequence[str], rows: Sequence[Row]) -> list:
@@ -27,7 +28,9 @@ def order(poet: Poet, texts: Sequence[str], rows: Sequence[Row]) -> list:
     def quality(index: int) -> float:
         gain = means[index] - untitled(poet, rows[index]) / counts[index]
         odd = abs(means[index] - middle)
-        return min(gain, ENOUGH) - ODD * odd - REPEATED * _repeated(texts[index])
+        score = min(gain, ENOUGH) - ODD * odd - REPEATED * _repeated(texts[index])
+        # 双数首时中间的两首离中位数一样远，增益又都封了顶：那时不能由舍入定先后
+        return round(score, DIGITS)
 
     qualities = list(map(quality, range(len(rows))))
     return sorted(range(len(rows)), key=lambda index: -qualities[index])

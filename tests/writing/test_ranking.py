@@ -44,6 +44,14 @@ def test_order(poet, monkeypatch):
     assert ranking.order(poet, texts, rows) == [3, 0, 1, 2]
 
 
+def test_rounding_does_not_decide(poet, monkeypatch):
+    """双数首：中间两首离中位数一样远、增益都封了顶，先写的在前。"""
+    monkeypatch.setattr(ranking, "untitled", lambda _, row: row.score - 10)
+    for noise in (0.0, 1e-6, -1e-6):
+        rows = [Done(score, [5] * 10) for score in (-20, -30 + noise, -31 - noise, -50)]
+        assert ranking.order(poet, list("花雪月风"), rows)[:2] == [1, 2]
+
+
 def test_chat_ranks_real_candidates(poet, monkeypatch):
     import infere
 
