@@ -87,7 +87,7 @@ COMPILE = "auto"  # 编译（训练用 torch.compile，CPU 上写诗用 C++ 的�
 DIST_TIMEOUT = 5.0  # 分布式：等待其他进程多少分钟后放弃
 
 # ── 推理配置 ──────────────────────────────────────────────────────────
-SAMPLER = "auto"  # auto = 量出来最好的一套（poems/options.py 的 AUTO），下面改过的值优先 | readme = 下面原样
+SAMPLER = "auto"  # auto = 量出来最好的（poems/options.py），下面改过的值优先 | readme = 下面原样
 TEMPERATURE = 0.7  # 温度参数；0 = 每步取概率最大的 token
 TOP_K = 20  # Top-K 采样；0 = 不限
 TOP_P = 1.0  # Top-P（核）采样；1 = 不限

@@ -6,7 +6,7 @@ import math
 import time
 
 from support import artefacts, console, hardware
-from training import growth, memory, overfit, validation
+from training import growth, memory, overfit, underfed, validation
 from training.position import Position
 from training.run import Run
 
@@ -24,6 +24,7 @@ class Reporter:
         self.peak = math.inf
         self._began = 0.0
         self._first, self._before = run.position.update, run.position.seconds
+        self._read = run.position.tokens
         self._foretold = False
         self._last = math.nan  # 最近一次验证
         self._warned = False
@@ -127,12 +128,11 @@ class Reporter:
         """把 train_log.csv 的一行写在进度条后面。"""
         run = self.run
         speed, best = float(row["tokens_per_s"]), run.position.best.val_bpc
-        mfu = run.gradients.flops_per_token() * speed / self.peak / run.ranks.world_size
         shown = f"{best:.3f}" if math.isfinite(best) else "—"
         run.voice.show(
             row["iter"],
             f"损失 {float(row['loss']):.3f} 验证 {shown} 学习率 {row['lr']} "
-            f"{speed:.0f} token/s MFU {mfu:.2f} "
+            f"{speed:.0f} token/s MFU {self._mfu(speed):.2f} "
             f"第 {1 + row['iter'] // run.corpus.plan.per_epoch} 遍"
             + (f" {overfit.NOTE}" if self._overfitting() else ""),
         )
@@ -163,6 +163,17 @@ class Reporter:
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
         what = "这个老师练完" if self.teaches else "训练完"
         run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
+        if run.machine.device.type == "cuda" and not self.teaches:
+            speed = (here.tokens - self._read) / seconds
+            dtype = run.machine.dtype_name
+            said = underfed.advice(run.settings, run.model.config, dtype, self._mfu(speed))
+            if said:
+                run.voice.say(said)
+
+    def _mfu(self, speed: float) -> float:
+        """每秒 speed 个 token 用上了峰值的多少。"""
+        run = self.run
+        return run.gradients.flops_per_token() * speed / self.peak / run.ranks.world_size
 
     def finished(self) -> None:
         run, here = self.run, self.run.position
