@@ -185,7 +185,7 @@ AUTO = {
     "steady_marks": True,
 }
 # 导出给别的程序的：它们不会稳住标点，这一套在那里写得最好
-PORTABLE = {"temperature": 0.9, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.1}
+PORTABLE = {"temperature": 1.0, "top_k": 0, "top_p": 0.95, "repetition_penalty": 1.1}
 
 
 def sampling(values: dict, own: Collection[str], portable: bool = False) -> dict:

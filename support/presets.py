@@ -32,7 +32,7 @@ PRESETS = {
         {**_SHORT, "TRAIN_ITER": 1200, "EVAL_EVERY": 300, "SAVE_EVERY": 200, "SAMPLE_EVERY": 600},
     ),
     "card": Preset(
-        "显存 6 GB 起的显卡：README 的训练，一次更新合成一个大的微批次",
+        "一张显存 6 GB 起的显卡：README 的训练，一次更新合成一个大的微批次",
         "量的：八万首 16 遍，5.25 比特/字；一张 H200 上五分钟（旁边还练着一个），显存峰值 3.0 GB",
         {
             "BATCH_SIZE": 64,

@@ -165,8 +165,8 @@ class Reporter:
         run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
         if run.machine.device.type == "cuda" and not self.teaches:
             speed = (here.tokens - self._read) / seconds
-            dtype = run.machine.dtype_name
-            said = underfed.advice(run.settings, run.model.config, dtype, self._mfu(speed))
+            dtype, world = run.machine.dtype_name, run.ranks.world_size
+            said = underfed.advice(run.settings, run.model.config, dtype, self._mfu(speed), world)
             if said:
                 run.voice.say(said)
 

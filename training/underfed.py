@@ -10,9 +10,12 @@ LOW = 0.05  # MFU 低到这里就说；H200 上默认的微批次是 0.014，合
 _ROOM = 16  # 至多合成几个一起
 
 
-def advice(settings: Settings, config: GPTConfig, dtype: str, mfu: float) -> str:
-    """合成大的微批次的命令（一行）；不必说时为空。一次更新的 token 一样多，学到的也该一样。"""
-    s, together = settings, min(settings.accum_steps, _ROOM)
+def advice(settings: Settings, config: GPTConfig, dtype: str, mfu: float, world: int = 1) -> str:
+    """合成大的微批次的命令（一行）；不必说时为空。一次更新的 token 一样多，学到的也该一样。
+
+    world：几个进程；合成以后每个仍要分到一个。
+    """
+    s, together = settings, min(settings.accum_steps // world, _ROOM)
     if mfu >= LOW or together < 2 or s.train_iter % together:
         return ""
     rows = s.batch_size * together

@@ -33,6 +33,12 @@ def test_the_command_reads_as_much():
     assert "1%" in said and "GB" in said
 
 
+def test_every_process_keeps_a_micro_batch():
+    said = underfed.advice(settings(), SHAPE, "bf16", 0.01, world=4)
+    assert asked(said) == {"BATCH_SIZE": 16, "ACCUM_STEPS": 4, "TRAIN_ITER": 25000}
+    assert underfed.advice(settings(), SHAPE, "bf16", 0.01, world=8) == ""
+
+
 @pytest.mark.parametrize(
     ("mfu", "changes"),
     [
