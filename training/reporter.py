@@ -163,7 +163,8 @@ class Reporter:
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
         what = "这个老师练完" if self.teaches else "训练完"
         run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
-        if run.machine.device.type == "cuda" and not self.teaches:
+        alone = run.gradients.teacher is None and run.gradients.split == 1 and not self.teaches
+        if run.machine.device.type == "cuda" and alone:
             speed = (here.tokens - self._read) / seconds
             dtype, world = run.machine.dtype_name, run.ranks.world_size
             said = underfed.advice(run.settings, run.model.config, dtype, self._mfu(speed), world)

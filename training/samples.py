@@ -11,7 +11,7 @@ QUESTION = "一只鸟在想方向"
 
 
 def poem(run: Run, question: str, seed: int) -> str:
-    """用此刻的权重、对话时的抽样写一首；不动训练的随机数。"""
+    """用此刻的权重、对话时的抽样（与默认不同的配置优先）写一首；不动训练的随机数。"""
     chosen = options.sampling(run.values, defaults.changed(run.values))
     run.model.eval()
     try:

@@ -9,6 +9,7 @@ import pytest
 
 import config
 from gpt import GPTConfig
+from support import presets
 from training import reporter, underfed
 from training.settings import Settings
 
@@ -27,10 +28,20 @@ def asked(text):
 def test_the_command_reads_as_much():
     s = settings()
     said = underfed.advice(s, SHAPE, "bf16", mfu=0.014)
-    new = asked(said)
-    assert new == {"BATCH_SIZE": 64, "ACCUM_STEPS": 1, "TRAIN_ITER": 6250}
+    new = {name: presets.PRESETS["card"].values[name] for name in ("BATCH_SIZE", "ACCUM_STEPS")}
+    assert "--PRESET=card" in said and "1%" in said and "GB" in said
     assert new["BATCH_SIZE"] * new["ACCUM_STEPS"] == s.batch_size * s.accum_steps
-    assert "1%" in said and "GB" in said
+
+
+@pytest.mark.parametrize("accum", [2, 9, 12, 20, 24, 32])
+@pytest.mark.parametrize("world", [1, 2])
+def test_any_plan_reads_as_much(accum, world):
+    s = settings(ACCUM_STEPS=accum, TRAIN_ITER=2880)
+    new = asked(underfed.advice(s, SHAPE, "bf16", 0.01, world))
+    if new:
+        assert new["BATCH_SIZE"] * new["ACCUM_STEPS"] == s.batch_size * accum
+        assert new["TRAIN_ITER"] * new["BATCH_SIZE"] == s.train_iter * s.batch_size
+        assert new["ACCUM_STEPS"] >= world
 
 
 def test_every_process_keeps_a_micro_batch():
@@ -60,7 +71,7 @@ def test_said_once_with_the_forecast(monkeypatch, device, expected):
         settings=settings(),
         machine=SimpleNamespace(device=SimpleNamespace(type=device), dtype_name="bf16"),
         model=SimpleNamespace(config=SHAPE),
-        gradients=SimpleNamespace(flops_per_token=lambda: 70_000_000),
+        gradients=SimpleNamespace(flops_per_token=lambda: 70_000_000, teacher=None, split=1),
         ranks=SimpleNamespace(world_size=1),
         voice=SimpleNamespace(say=said.append),
     )
@@ -71,4 +82,4 @@ def test_said_once_with_the_forecast(monkeypatch, device, expected):
     here.update, here.seconds, here.tokens = 300, 60.0, 12_000_000
     spoken.foretell()
     spoken.foretell()
-    assert [("--BATCH_SIZE=64" in text) for text in said] == [False, True][: 1 + expected]
+    assert [("--PRESET=card" in text) for text in said] == [False, True][: 1 + expected]
