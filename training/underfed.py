@@ -24,6 +24,7 @@ def advice(settings: Settings, config: GPTConfig, dtype: str, mfu: float, world:
     plan = dict(zip(_PLAN, (rows, s.accum_steps // together, s.train_iter // together)))
     card = presets.PRESETS["card"].values
     command = " ".join(f"--{name}={value}" for name, value in plan.items())
+    command += f"（SAVE_EVERY、EVAL_EVERY、SAMPLE_EVERY 也要除以 {together}）"
     if all(card[name] == value for name, value in plan.items()):
         command = "--PRESET=card"
     size = memory.predict_peak(
@@ -39,7 +40,7 @@ def advice(settings: Settings, config: GPTConfig, dtype: str, mfu: float, world:
     return (
         f"显卡只用上了 {mfu:.0%}：一个微批次太小，它多半在等。下一次从头训练（另一个 WORK_DIR，或 "
         f"--RESUME=off）可以合成一样多 token 的大微批次，快几倍：{command}；"
-        f"显存约要 {memory.pretty(memory.needed(size))}，各种 _EVERY 也要除以 {together}"
+        f"显存约要 {memory.pretty(memory.needed(size))}"
     )
 
 
