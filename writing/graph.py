@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from typing import Any, Callable, Iterator
 
 import torch
+
+_RECORDING = threading.Lock()
 
 
 class Step:
@@ -55,12 +58,13 @@ class Step:
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """先把没人要的收走，里面不再收：录的时候销毁不了别的图。"""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    """先把没人要的收走，里面不再收：录的时候销毁不了别的图。收不收是全进程的，所以一次只录一个。"""
+    with _RECORDING:
+        was_on = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_on:
+                gc.enable()

@@ -38,6 +38,7 @@ def test_the_command_reads_as_much():
 def test_any_plan_reads_as_much(accum, world):
     s = settings(ACCUM_STEPS=accum, TRAIN_ITER=2880)
     new = asked(underfed.advice(s, SHAPE, "bf16", 0.01, world))
+    assert bool(new) == (accum // world > 1)
     if new:
         assert new["BATCH_SIZE"] * new["ACCUM_STEPS"] == s.batch_size * accum
         assert new["TRAIN_ITER"] * new["BATCH_SIZE"] == s.train_iter * s.batch_size
