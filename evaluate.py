@@ -158,14 +158,14 @@ class Sample(NamedTuple):
     ended: list  # 是不是自己收的尾
 
 
-def write_poems(poet: Poet, titles: list, seed: int, given: dict) -> Sample:
-    """每个题目写一首；太长的题目跳过。"""
+def write_poems(poet: Poet, titles: list, seed: int, given: dict, label: str = "") -> Sample:
+    """每个题目写一首；太长的题目跳过。label：这套抽样的名字，写在进度条前面。"""
     kept, wanted = [], []
     for number, title in enumerate(titles, seed):
         with contextlib.suppress(UserError):
             wanted.append(poet.request(title, **{**given, "seed": number}))
             kept.append(title)
-    with console.progress(len(wanted), "写诗") as bar:
+    with console.progress(len(wanted), f"写诗 {label}".strip()) as bar:
         written = poet.write_all(wanted, ROWS, bar.update)
     ended = [each.finish_reason == "stop" for each in written]
     return Sample(kept, [each.text for each in written], ended)
@@ -253,7 +253,7 @@ def evaluate(path: Path, task: Task) -> tuple:
     scorer = title_scorer(model, tok, task.device, task.dtype)
     columns = []
     for label, given in task.settings:
-        sample = write_poems(poet, [poem["title"] for poem in task.chosen], task.seed, given)
+        sample = write_poems(poet, [poem["title"] for poem in task.chosen], task.seed, given, label)
         numbers = {
             **common,
             "sampling": given,

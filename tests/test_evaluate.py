@@ -107,6 +107,7 @@ def test_sampler_sweep_and_picture(tmp_path):
     low, high = result["validation"]["intervals"]["fluency"]
     assert low <= result["validation"]["fluency"] <= high
     assert "sampler=readme temperature=0.5" in done.stdout
+    assert "写诗 sampler=auto temperature=1.0: 100%" in done.stderr  # 几套里写到哪一套了
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "evaluate.png").is_file()
 
