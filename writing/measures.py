@@ -78,6 +78,17 @@ def distinct(text: str, size: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
+def variety(text: str, window: int) -> float:
+    """连着的 window 个字里有多大比例不同，各处的平均（移动窗口的类符比，Covington & McFall 2010）。
+
+    与 distinct 不同，诗长不吃亏。只看字母与汉字；不到 window 个字的，缺的算重复。
+    """
+    chars = [char for char in text if char.isalpha()]
+    places = range(max(1, len(chars) - window + 1))
+    kinds = sum(len(set(chars[place : place + window])) for place in places)
+    return kinds / (window * len(places))
+
+
 def _grams(text: str, size: int) -> list:
     plain = "".join(text.split())
     return [plain[start : start + size] for start in range(len(plain) - size + 1)]

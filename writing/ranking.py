@@ -1,11 +1,12 @@
-"""几首候选谁在前：题目最能抬高它的概率的在前；比同伴怪得多或平得多的、行有重复的往后。
+"""几首候选谁在前：题目抬高它的概率多的、用字多变的在前，太长的、行有重复的往后。
 
-只看概率的话，最平庸的总在最前。
+只看概率的话，最平庸的总在最前。各项的分量照两位读者挑出的最好、最差定的，另换题目核对过：
+docs/LOG.md 的“写诗”。
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 from typing import Sequence
 
 from poems import chat_format
@@ -13,31 +14,27 @@ from writing import likelihood, measures
 from writing.poet import Poet
 from writing.session import Row
 
-ENOUGH = 0.15  # 题目的增益（每 token）到这里就够了；再大的是满篇只写题目的那个词
-ODD = 0.5  # 平均对数概率离同伴的中位数一个 nat，抵题目的增益多少 nat（每 token）
+VARIED = 4.0  # 不同的字占 WINDOW 个字的份额，从 0 到 1 抵题目的增益多少 nat（每 token）
+WINDOW = 20
+LONG = 1.0  # 比 LINES 行长到 e 倍扣多少：小模型写长了就散
+LINES = 16
 REPEATED = 3.0  # 全是重复的行扣多少
 DIGITS = 3  # 只差在这么多位小数以后的算一样好，先写的在前
 
 
 def order(poet: Poet, texts: Sequence[str], rows: Sequence[Row]) -> list:
     """各首的次序，最好的在前；rows 是写的时候累计过对数概率的。"""
-    counts = [max(1, len(row.tokens) - row.given) for row in rows]
-    means = [row.score / count for row, count in zip(rows, counts)]
-    middle = statistics.median(means)
-
-    def quality(index: int) -> float:
-        gain = means[index] - untitled(poet, rows[index]) / counts[index]
-        odd = abs(means[index] - middle)
-        score = min(gain, ENOUGH) - ODD * odd - REPEATED * _repeated(texts[index])
-        # 双数首时中间的两首离中位数一样远，增益又都封了顶：那时不能由舍入定先后
-        return round(score, DIGITS)
-
-    qualities = list(map(quality, range(len(rows))))
+    qualities = [quality(poet, text, row) for text, row in zip(texts, rows)]
     return sorted(range(len(rows)), key=lambda index: -qualities[index])
 
 
-def _repeated(text: str) -> float:
-    return measures.repeats(text) / max(1, measures.line_count(text))
+def quality(poet: Poet, text: str, row: Row) -> float:
+    """一首候选有多好，越大越好；只能与同一个题目的比。舍过的：次序不能由舍入误差定。"""
+    count, lines = max(1, len(row.tokens) - row.given), max(1, measures.line_count(text))
+    score = (row.score - untitled(poet, row)) / count  # 题目的增益
+    score += VARIED * measures.variety(text, WINDOW)
+    score -= LONG * max(0.0, math.log(lines / LINES))
+    return round(score - REPEATED * measures.repeats(text) / lines, DIGITS)
 
 
 def untitled(poet: Poet, row: Row) -> float:

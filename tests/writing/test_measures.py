@@ -96,3 +96,13 @@ def test_title_ranks_draw_other_titles():
     for place in range(60):
         drawn = seen[16 * place : 16 * place + 16]
         assert drawn[0] == titles[place] and len(set(drawn)) == 16
+
+
+def test_variety():
+    assert measures.variety("山河\n星火，", 4) == 1.0
+    assert measures.variety("山山山山山", 4) == 0.25
+    assert measures.variety("一二三一二三", 4) == pytest.approx(3 / 4)  # 每四个字里三种
+    assert measures.variety("一二三四五五五五", 4) == pytest.approx(
+        (1 + 1 + 3 / 4 + 1 / 2 + 1 / 4) / 5
+    )
+    assert measures.variety("山", 4) == 0.25 and measures.variety("", 4) == 0.0

@@ -34,22 +34,37 @@ def test_untitled(poet):
     assert ranking.untitled(poet, Done(0, tokens * 100)) < 0  # 比上下文还长
 
 
+def verse(count, kinds=1000):
+    """count 行诗，各字依次取自 kinds 种。"""
+    chars = [chr(0x4E00 + place % kinds) for place in range(6 * count)]
+    return "\n".join("".join(chars[first : first + 6]) for first in range(0, len(chars), 6))
+
+
 def test_order(poet, monkeypatch):
+    """每次只差一样，好的在前。"""
     monkeypatch.setattr(ranking, "untitled", lambda _, row: row.untitled)
-    rows = [Done(score, [5] * 10) for score in (-30, -20, -30, -30)]
-    for row, value in zip(rows, (-30.5, -19, -45, -31)):
-        row.untitled = value
-    texts = ["花", "雪", "月\n月", "风"]
-    # 增益 0.05、−0.1、封顶的 0.15、0.1；第二首离同伴一个 nat（−0.6），第三首一半的行重复（−1.35）
-    assert ranking.order(poet, texts, rows) == [3, 0, 1, 2]
+
+    def order(*poems):
+        rows = [Done(score, [5] * 10) for _, score, _ in poems]
+        for row, (*_, untitled) in zip(rows, poems):
+            row.untitled = untitled
+        return ranking.order(poet, [text for text, *_ in poems], rows)
+
+    usual = (verse(6), -30, -32)
+    assert order((verse(6), -30, -31), (verse(6), -30, -35)) == [1, 0]  # 题目抬高它得多的
+    assert order((verse(6), -20, -22), usual) == [0, 1]  # 抬高得一样，先写的：好不好写不算
+    assert order((verse(6, kinds=7), -30, -32), usual) == [1, 0]  # 用字多变的
+    assert order(("花", -30, -32), usual) == [1, 0]  # 只有一个字不算多变
+    assert order((verse(40), -30, -32), usual, (verse(16), -30, -32)) == [1, 2, 0]  # 不太长的
+    assert order(("\n".join([verse(4)] * 2), -30, -32), usual) == [1, 0]  # 行不重复的
 
 
 def test_rounding_does_not_decide(poet, monkeypatch):
-    """双数首：中间两首离中位数一样远、增益都封了顶，先写的在前。"""
-    monkeypatch.setattr(ranking, "untitled", lambda _, row: row.score - 10)
+    """只差舍入误差的，先写的在前。"""
+    monkeypatch.setattr(ranking, "untitled", lambda *_: -40)
     for noise in (0.0, 1e-6, -1e-6):
-        rows = [Done(score, [5] * 10) for score in (-20, -30 + noise, -31 - noise, -50)]
-        assert ranking.order(poet, list("花雪月风"), rows)[:2] == [1, 2]
+        rows = [Done(-30 + sign * noise, [5] * 10) for sign in (0, 1, -1, 2)]
+        assert ranking.order(poet, list("花雪月风"), rows) == [0, 1, 2, 3]
 
 
 def test_chat_ranks_real_candidates(poet, monkeypatch):
