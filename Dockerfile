@@ -10,7 +10,7 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY requirements.txt ./
 # torch 从它自己的索引装：默认索引里的带着约 3 GB 的 CUDA 库
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/${CUDA} "torch>=2.1,<2.14" \
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/${CUDA} "torch>=2.1,<3" \
     && pip install --no-cache-dir -r requirements.txt "starlette>=0.37" "uvicorn>=0.22" "pypinyin>=0.44"
 COPY . ./
 

@@ -39,9 +39,7 @@ def check_cuda(settings: Settings) -> Findings:
 def cuda_install(driver: tuple[int, int]) -> str:
     """与驱动配得上的 PyTorch 的安装命令。"""
     index = bootstrap.TORCH_INDEX + bootstrap.cuda_build(driver)
-    return (
-        f'{sys.executable} -m pip install --force-reinstall "torch>=2.1,<2.14" --index-url {index}'
-    )
+    return f'{sys.executable} -m pip install --force-reinstall "torch>=2.1,<3" --index-url {index}'
 
 
 def _check_cards(name: str) -> Findings:

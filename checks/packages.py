@@ -59,9 +59,9 @@ def _broken_imports() -> str:
 def _requirement_problems(path: Path) -> list[str]:
     problems = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        spec = line.split("#")[0].split(";")[0].strip()
-        found = re.match(r"([A-Za-z0-9_.-]+)(.*)", spec)
-        if not found:
+        spec, _, marker = line.split("#")[0].partition(";")
+        found = re.match(r"([A-Za-z0-9_.-]+)(.*)", spec.strip())
+        if not found or not version_allowed(platform.python_version(), marker.replace('"', "")):
             continue
         name, limits = found.groups()
         try:
@@ -75,7 +75,7 @@ def _requirement_problems(path: Path) -> list[str]:
 
 
 def version_allowed(version: str, limits: str) -> bool:
-    """版本号是否满足 ">=2.1,<2.14" 这样的限制（只比数字部分）。"""
+    """版本号是否满足 ">=2.1,<3" 这样的限制（只比数字部分）。"""
     mine = _numbers(version)
     for sign, wanted in re.findall(r"(>=|<|==)\s*([0-9.]+)", limits):
         other = _numbers(wanted)

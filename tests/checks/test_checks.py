@@ -180,9 +180,9 @@ def test_a_failing_check_is_reported_not_raised(settings):
 @pytest.mark.parametrize(
     ("version", "limits", "allowed"),
     [
-        ("2.13.0+cpu", ">=2.1,<2.14", True),
-        ("2.14.0", ">=2.1,<2.14", False),
-        ("2.0.1", ">=2.1,<2.14", False),
+        ("2.13.0+cpu", ">=2.1,<3", True),
+        ("3.0.0", ">=2.1,<3", False),
+        ("2.0.1", ">=2.1,<3", False),
         ("2.1", ">=2.1.0", True),
         ("0.9", ">=0.19,<1", False),
         ("4.66.1", "", True),
@@ -190,6 +190,22 @@ def test_a_failing_check_is_reported_not_raised(settings):
 )
 def test_version_limits(version, limits, allowed):
     assert packages.version_allowed(version, limits) is allowed
+
+
+@pytest.mark.parametrize(
+    ("python", "tokenizers", "level"),
+    [("3.8.18", "0.20.3", OK), ("3.8.18", "0.21.0", BAD), ("3.11.7", "0.23.3", OK)],
+)
+def test_each_python_has_its_own_limits(monkeypatch, settings, python, tokenizers, level):
+    """requirements.txt 里分号后面是给哪种 Python 的。"""
+    found = packages.metadata.version
+    monkeypatch.setattr(packages.platform, "python_version", lambda: python)
+    monkeypatch.setattr(
+        packages.metadata,
+        "version",
+        lambda name: tokenizers if name == "tokenizers" else found(name),
+    )
+    assert next(packages.check_packages(settings)).level == level
 
 
 def test_cpu_wheel_beside_an_nvidia_card(monkeypatch, settings):
