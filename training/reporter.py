@@ -6,7 +6,7 @@ import math
 import time
 
 from support import artefacts, console, hardware
-from training import growth, memory, overfit, underfed, validation
+from training import crowded, growth, memory, overfit, underfed, validation
 from training.position import Position
 from training.run import Run
 
@@ -163,13 +163,19 @@ class Reporter:
         end = time.strftime("%m-%d %H:%M", time.localtime(time.time() + left))
         what = "这个老师练完" if self.teaches else "训练完"
         run.voice.say(f"照现在的速度，还要 {console.duration(left)}，约 {end} {what}。")
-        alone = run.gradients.teacher is None and run.gradients.split == 1 and not self.teaches
-        if run.machine.device.type == "cuda" and alone:
-            speed = (here.tokens - self._read) / seconds
-            dtype, world = run.machine.dtype_name, run.ranks.world_size
-            said = underfed.advice(run.settings, run.model.config, dtype, self._mfu(speed), world)
-            if said:
-                run.voice.say(said)
+        said = self._faster(left, (here.tokens - self._read) / seconds)
+        if said:
+            run.voice.say(said)
+
+    def _faster(self, left: float, speed: float) -> str:
+        """怎样改会快得多，还要练 left 秒、每秒 speed 个 token；没有可说的时为空。"""
+        run, s, world = self.run, self.run.settings, self.run.ranks.world_size
+        if run.machine.device.type == "cpu":
+            return crowded.advice(s, left, world)
+        if run.gradients.teacher is not None or run.gradients.split > 1 or self.teaches:
+            return ""
+        dtype = run.machine.dtype_name
+        return underfed.advice(s, run.model.config, dtype, self._mfu(speed), world)
 
     def _mfu(self, speed: float) -> float:
         """每秒 speed 个 token 用上了峰值的多少。"""
