@@ -81,12 +81,13 @@ def distinct(text: str, size: int) -> float | None:
 def variety(text: str, window: int) -> float:
     """连着的 window 个字里有多大比例不同，各处的平均（移动窗口的类符比，Covington & McFall 2010）。
 
-    与 distinct 不同，诗长不吃亏。只看字母与汉字；不到 window 个字的，缺的算重复。
+    与 distinct 不同，诗长不吃亏。只看字母与汉字；不到 window 个字时照实有的算，至少当作半个窗口。
     """
     chars = [char for char in text if char.isalpha()]
+    size = max(min(window, len(chars)), window // 2)
     places = range(max(1, len(chars) - window + 1))
     kinds = sum(len(set(chars[place : place + window])) for place in places)
-    return kinds / (window * len(places))
+    return kinds / (size * len(places))
 
 
 def _grams(text: str, size: int) -> list:

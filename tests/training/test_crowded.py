@@ -15,9 +15,9 @@ from training.settings import Settings
 LONG = 2 * crowded.SOON
 
 
-def settings(accum=8):
+def settings(accum=8, resume="auto"):
     resolved = {"DROPOUT": 0.1, "WEIGHT_DECAY": 0.1, "GROW_AT": 0.0, "SAMPLED_SOFTMAX": 2000}
-    return Settings.pick({**config.values(), **resolved, "ACCUM_STEPS": accum})
+    return Settings.pick({**config.values(), **resolved, "ACCUM_STEPS": accum, "RESUME": resume})
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +27,27 @@ def crowd(monkeypatch):
     monkeypatch.setattr(threads, "busy_share", lambda: 0.9)
 
 
-def test_one_process_for_each_thread_or_micro_batch():
-    assert "torchrun --nproc_per_node=4 train_gpt_ddp.py" in crowded.advice(settings(), LONG)
-    assert "--nproc_per_node=2 " in crowded.advice(settings(accum=2), LONG)
+@pytest.mark.parametrize(
+    ("accum", "cores", "count"),
+    [(8, 4, 4), (8, 6, 4), (12, 6, 6), (3, 4, 3), (8, 8, 8), (8, 12, 8), (2, 3, 2)],
+)
+def test_the_micro_batches_are_divided_evenly(monkeypatch, accum, cores, count):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    said = crowded.advice(settings(accum), LONG)
+    assert f"-m torch.distributed.run --nproc_per_node={count} train_gpt_ddp.py" in said
+    assert "OMP_NUM_THREADS=1" in said and f"{count} 倍" in said
+
+
+def test_going_on_must_not_start_anew():
+    assert "去掉 --RESUME=off" in crowded.advice(settings(resume="off"), LONG)
+    assert "RESUME" not in crowded.advice(settings(), LONG)
 
 
 def test_nothing_to_say(monkeypatch):
     assert crowded.advice(settings(), crowded.SOON - 1) == ""  # 快练完了
     assert crowded.advice(settings(), LONG, world=2) == ""  # 已经是几个进程
-    assert crowded.advice(settings(accum=1), LONG) == ""  # 分不出去
+    for accum in (1, 2, 5):  # 分不出去，或一半的核要闲着
+        assert crowded.advice(settings(accum), LONG) == ""
     monkeypatch.setattr(threads, "busy_share", lambda: 0.1)
     assert crowded.advice(settings(), LONG) == ""
     monkeypatch.setattr(threads, "busy_share", lambda: 0.9)
@@ -60,4 +72,4 @@ def test_said_once_with_the_forecast(monkeypatch):
     here.update, here.seconds, here.tokens = 10, 60.0, 1000
     spoken.foretell()
     spoken.foretell()
-    assert ["torchrun" in text for text in said] == [False, True]
+    assert ["nproc_per_node" in text for text in said] == [False, True]

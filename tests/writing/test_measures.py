@@ -105,4 +105,5 @@ def test_variety():
     assert measures.variety("一二三四五五五五", 4) == pytest.approx(
         (1 + 1 + 3 / 4 + 1 / 2 + 1 / 4) / 5
     )
-    assert measures.variety("山", 4) == 0.25 and measures.variety("", 4) == 0.0
+    assert measures.variety("山河山", 4) == pytest.approx(2 / 3)  # 短的照实有的字数
+    assert measures.variety("山", 4) == 0.5 and measures.variety("", 4) == 0.0
